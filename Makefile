@@ -1,0 +1,49 @@
+# `make run` and `make test` do all the set-up on a fresh machine with Python 3.11, pip and venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PROTO ?= http
+PORT ?= 8000
+POOL_SIZE ?= 1
+
+TRY_http = curl -i http://127.0.0.1:$(PORT)/
+TRY_echo = nc 127.0.0.1 $(PORT)   (type a line)
+TRY_iso8583 = $(BIN)/python examples/iso8583_client.py --port $(PORT)
+TRY_mpu = $(BIN)/python examples/iso8583_client.py --header digits --port $(PORT)
+
+.PHONY: run test style types tests format clean
+
+run: $(VENV)/installed
+	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s). Try in another terminal:"
+	@echo "    $(TRY_$(PROTO))"
+	@$(BIN)/gmux server -p $(PROTO) -l $(PORT) -t embedded --pool-size $(POOL_SIZE)
+
+test: style types tests
+
+style: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/tested
+	$(BIN)/mypy
+
+tests: $(VENV)/tested
+	$(BIN)/pytest -q
+
+format: $(VENV)/tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/tested: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[test]'
+	@touch $@ $(VENV)/installed

@@ -1,0 +1,113 @@
+"""The master process: gunicorn's arbiter with gmux's settings, worker and words."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+
+from gmux import net, samples, slots
+from gmux.codecs import registry
+from gmux.codecs.base import Limits
+from gmux.config import Config
+from gmux.errors import StartError
+from gmux.logs import LOGGER, DropTracebacks
+
+#: Seconds beyond a worker's own graceful timeout before the arbiter kills it.
+GRACE = 2
+
+
+class ArbiterLog:
+    """What gunicorn's arbiter logs, in gmux's log: its talk at debug level, what went wrong as it is."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.error_log = self.access_log = LOGGER
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def info(self, message: str, *args: Any, **kwargs: Any) -> None:
+        LOGGER.debug(message.replace("gunicorn", "arbiter"), *args)
+
+    def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
+        LOGGER.warning(message, *args)
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> None:
+        LOGGER.error(message, *args, exc_info=kwargs.get("exc_info"))
+
+    def critical(self, message: str, *args: Any, **kwargs: Any) -> None:
+        LOGGER.critical(message, *args)
+
+    def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
+        LOGGER.error(message, *args, exc_info=True)
+
+    def log(self, level: int, message: str, *args: Any, **kwargs: Any) -> None:
+        LOGGER.log(level, message, *args)
+
+    def reopen_files(self) -> None:
+        pass
+
+    def close_on_exec(self) -> None:
+        pass
+
+
+class App(BaseApplication):  # type: ignore[misc]
+    """One service on a socket that listens already."""
+
+    def __init__(self, config: Config, listening: socket.socket, runtime_dir: Path) -> None:
+        self.config = config
+        self.runtime_dir = runtime_dir
+        self._listening = listening
+        super().__init__(prog="gmux")
+
+    def load_config(self) -> None:
+        settings = {
+            "bind": f"fd://{self._listening.fileno()}",
+            "workers": 1,
+            "worker_class": "gmux.worker.GmuxWorker",
+            "logger_class": ArbiterLog,
+            "proc_name": "gmux",
+            "graceful_timeout": int(self.config.graceful_timeout) + GRACE,
+            "control_socket_disable": True,
+        }
+        for name, value in settings.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return self
+
+
+def raise_descriptor_limit() -> None:
+    """Use as many descriptors as the system allows: a client is one, and the usual soft limit is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_codec(config: Config) -> None:
+    """Make the codec once: in the worker its failure would be one to try again, without end. Raises StartError."""
+    try:
+        registry.load(config.protocol)(Limits(max_message=config.max_message))
+    except Exception as error:  # another package's code: anything may come
+        raise StartError(f"cannot load the protocol {config.protocol}: {error!r}") from None
+
+
+def serve(config: Config) -> None:
+    """Run the service until a signal ends it; exits the process. Raises StartError."""
+    if config.target is None:
+        # Known before the start: in the worker it would be a failure to try again, without end.
+        samples.check(config.protocol)
+    LOGGER.addFilter(DropTracebacks())
+    raise_descriptor_limit()
+    check_codec(config)
+    runtime_dir = slots.runtime_dir()
+    listening = net.listen(config.listen)
+    LOGGER.info("listening on %s", net.format_address(listening.getsockname()))
+    App(config, listening, runtime_dir).run()

@@ -1,0 +1,153 @@
+"""The command line: words and flags to settings, errors to one line and an exit code (2 for usage, 1 for the rest)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from itertools import groupby
+
+import docopt
+
+from gmux import __version__, config, logs
+from gmux.codecs import registry
+from gmux.config import BY_FLAG, SETTINGS, Setting
+from gmux.errors import ConfigError, GmuxError
+
+USAGE = """gmux: many clients share a few TCP connections to a target.
+
+Usage:
+  gmux server [options]
+  gmux list
+  gmux version
+  gmux --help | --version
+
+Commands:
+  server   serve one route: listen, frame messages, share the pool of connections to the target
+  list     the protocols that gmux can frame
+  version  the version of gmux
+"""
+
+#: Long names that tcp-multiplexer has for settings of ours.
+ALIASES = {"--applicationProtocol": "--protocol", "--targetServer": "--target"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `gmux` and exit the process."""
+    try:
+        _run(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        _fail(2, str(error))
+    except GmuxError as error:
+        _fail(1, str(error))
+
+
+def _fail(code: int, message: str) -> None:
+    print(f"gmux: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _run(argv: list[str]) -> None:
+    argv = [_alias(word) for word in argv]
+    if "--help" in argv or "-h" in argv:
+        print(help_text() if "server" in argv else USAGE)
+        return
+    _check(argv)
+    words = docopt.docopt(help_text(), argv, default_help=False)
+    if words["list"]:
+        _list()
+    elif words["server"]:
+        _server(words)
+    else:
+        print(f"gmux {__version__}")
+
+
+def _alias(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return ALIASES.get(name, name) + equals + value
+
+
+def _list() -> None:
+    for name in registry.names():
+        print(f"* {name}")
+    print("\nusage for example: gmux server -p echo")
+
+
+def _server(words: docopt.ParsedOptions) -> None:
+    # An empty value is a value, and a wrong one: None and False alone mean that the flag is not there.
+    texts = {s.name: words[s.flag] for s in SETTINGS if words[s.flag] not in (None, False)}
+    given = {name: "true" if text is True else text for name, text in texts.items()}
+    settings = config.read(given)
+    logs.configure(settings.log_format, settings.verbose, settings.quiet)
+    # gevent and gunicorn are loaded for the server alone: the other commands answer at once.
+    from gmux import app
+
+    app.serve(settings)
+
+
+def help_text() -> str:
+    """The usage, and each setting by group; docopt reads the flags from it."""
+    lines = [USAGE, "Options of gmux server:"]
+    for group, settings in groupby(SETTINGS, lambda s: s.group):
+        lines.append(f"  {group}")
+        lines.extend(_help_lines(setting) for setting in settings)
+    lines.append("  Other")
+    lines.append("    -h, --help  show this help and exit")
+    lines.append("    --version   show the version and exit")
+    return "\n".join(lines)
+
+
+def _help_lines(setting: Setting) -> str:
+    names = ", ".join(filter(None, (setting.short, setting.flag)))
+    value = f" {setting.kind.metavar}" if setting.kind.metavar else ""
+    default = f" (default {setting.default_text})" if value else ""
+    return f"    {names + value:31}  {setting.help}{default}"
+
+
+def _check(argv: list[str]) -> None:
+    """Raises ConfigError with one line that names the first word which is wrong.
+
+    docopt answers a mistake with the whole usage, and takes any beginning of a flag for the flag: a script that says
+    `--queue` would change its meaning with the next version.
+    """
+    commands = ("server", "list", "version")
+    shorts = {s.short: s for s in SETTINGS if s.short}
+    command = ""
+    seen: set[str] = set()
+    words = iter(argv)
+    for word in words:
+        flag = word.partition("=")[0]
+        setting = BY_FLAG.get(flag) or shorts.get(word[:2])
+        if setting is not None:
+            if setting.flag in seen:
+                raise ConfigError(f"{setting.flag} is given twice")
+            seen.add(setting.flag)
+            _check_value(setting, word, words)
+        elif word.startswith("-") and word != "--version":
+            shown = flag if flag.isprintable() else repr(flag)
+            raise ConfigError(f"unknown option {shown}{_suggest(flag, list(BY_FLAG))}; see gmux server --help")
+        elif word in (*commands, "--version") and not command:
+            command = word
+        else:
+            suggestion = "" if command else _suggest(word, commands)
+            raise ConfigError(f"unexpected word {word!r}{suggestion}; see gmux --help")
+    if not command:
+        raise ConfigError("a command is missing: server, list or version; see gmux --help")
+    if seen and command != "server":
+        raise ConfigError(f"{min(seen)} is not for gmux {command}; see gmux --help")
+
+
+def _check_value(setting: Setting, word: str, words: Iterator[str]) -> None:
+    """A flag that takes a value has one, glued on or as the next word; one that takes none has none."""
+    is_long = word.startswith("--")
+    glued = word.partition("=")[2] if is_long else word[2:]
+    if not setting.kind.metavar:
+        if glued or "=" in word:
+            raise ConfigError(f"{setting.flag} takes no value")
+    elif not glued and not (is_long and "=" in word) and next(words, None) is None:
+        raise ConfigError(f"{setting.flag} needs a value: {setting.allowed}")
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,469 @@
+"""One client: its socket, the decoder of its requests, one exchange at a time, and what it has not taken yet.
+
+A greenlet for each client waits for bytes and frames requests; the answers are written from the callback of the
+upstream connection that read them. A client has one exchange under way; what it sends behind it stays bytes until
+the answer is out, so a client that pipelines gets one turn like any other (invariant 7) and costs its read buffer.
+
+    state       reads                      left by
+    open        and frames requests        end of input -> draining; a fatal refusal, `Connection: close` -> finishing
+    half        no more                    the last answer is out -> closed
+    finishing   and drops, LINGER_TIMEOUT  the client's own end -> closed
+    closed      -                          -
+
+The greenlet never waits anywhere but in `_wait`; to slow a client down its watcher is stopped, which needs no lock
+and no event.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+from gevent import get_hub
+
+from gmux import net
+from gmux.codecs.base import Codec, Part, Request, RequestDecoder
+from gmux.deadlines import Deadlines
+from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
+from gmux.exchange import Exchange
+from gmux.net import READ_BUFFER, READ_VIEW
+from gmux.pool import Pool
+from gmux.spool import Full, Memory, Spool
+
+READ, WRITE = 1, 2
+
+#: Seconds that a client whose connection gmux ends has to take the last answer and close, before it is cut off.
+#: A close with bytes unread would reset the connection and destroy the answer on its way (RFC 9112 section 9.6).
+LINGER_TIMEOUT = 2.0
+
+#: Bytes behind the request under way that are held for a client; then it is not read until the answer is out.
+MAX_AHEAD = net.READ_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """Times in seconds, sizes in bytes; a time of 0 turns a limit off."""
+
+    request_timeout: float = 30.0
+    idle_timeout: float = 0.0
+    write_timeout: float = 60.0
+    spool_memory: int = 256 * 1024
+    spool_limit: int = 1024 * 1024 * 1024
+
+
+class Clients:
+    """What the clients of one route share: settings, pool, clocks, the memory they may hold, and the list of them."""
+
+    def __init__(self, settings: ClientSettings, codec: Codec, pool: Pool, memory: Memory, log: logging.Logger) -> None:
+        self.settings = settings
+        self.codec = codec
+        self.pool = pool
+        self.memory = memory
+        self.log = log
+        self.members: set[Client] = set()
+        self.is_draining = False
+        # Whether every client has more to do when its answer is out than to wait for its next request.
+        self.is_always_due = bool(settings.idle_timeout)
+        self.requesting: Deadlines[Client] = Deadlines(settings.request_timeout, Client.request_timed_out)
+        self.idling: Deadlines[Client] = Deadlines(settings.idle_timeout, Client.idle_timed_out)
+        self.writing: Deadlines[Client] = Deadlines(settings.write_timeout, Client.write_timed_out)
+        #: Those whose connection gmux is ending; they take no place.
+        self.lingering: Deadlines[Client] = Deadlines(LINGER_TIMEOUT, Client.abort)
+
+    def spool(self) -> Spool:
+        return Spool(self.memory, self.settings.spool_memory, self.settings.spool_limit)
+
+    def drain(self) -> None:
+        """Take no new requests: close the clients that have none under way, the others after their answer."""
+        self.is_draining = self.is_always_due = True
+        for client in list(self.members):
+            client.drain()
+
+
+class Client:
+    """See the module. Made and run by the listener's greenlet, which closes the socket when `serve` returns."""
+
+    __slots__ = (
+        "name",
+        "_shared",
+        "_sock",
+        "_send",
+        "_recv_into",
+        "_decoder",
+        "_exchange",
+        "_incoming",
+        "_is_open",
+        "_is_half",
+        "_is_closed",
+        "_is_due",
+        "_is_advancing",
+        "_is_reading",
+        "_is_timed",
+        "_ahead",
+        "_held",
+        "_outbox",
+        "_unsent",
+        "_reader",
+        "_writer",
+        "_greenlet",
+    )
+
+    def __init__(self, shared: Clients, sock: socket.socket, name: str) -> None:
+        self.name = name
+        self._shared = shared
+        self._sock = sock
+        self._send = sock.send
+        self._recv_into = sock.recv_into
+        self._decoder: RequestDecoder = shared.codec.request_decoder()
+        self._exchange: Exchange | None = None
+        self._incoming: Exchange | None = None
+        self._is_open = True
+        # Whether there is more to do when the answer is out than to wait: bytes are held, an end was seen, the clock
+        # of idle clients is to be started. Without it each answer would pay for asking all of them.
+        self._is_due = False
+        self._is_half = self._is_closed = self._is_advancing = self._is_reading = self._is_timed = False
+        self._ahead = self._held = 0
+        self._outbox: Spool | None = None
+        self._unsent: bytes | memoryview = b""
+        self._reader: Any = get_hub().loop.io(sock.fileno(), READ)
+        self._writer: Any = None
+        self._greenlet: Any = None
+
+    # The greenlet.
+
+    def serve(self, refusal: ExchangeError | None = None) -> None:
+        """Serve the client until it has ended, or only tell it why not; the body of its greenlet.
+
+        This is the only place where the greenlet switches.
+        """
+        shared = self._shared
+        self._greenlet = gevent.getcurrent()
+        shared.members.add(self)
+        wait = get_hub().switch
+        try:
+            if refusal is not None:
+                self._refuse(refusal, None)
+            else:
+                self._start_idling()
+                self._read_on()
+            while not self._is_closed:
+                wait()
+                if self._is_reading:
+                    self._on_readable()
+        finally:
+            # Also when the greenlet is killed.
+            self._close()
+            shared.members.discard(self)
+            self._greenlet = None
+
+    def _on_readable(self) -> None:
+        try:
+            size = self._recv_into(READ_BUFFER)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._vanish(error)
+            return
+        if not size:
+            self._on_end()
+        elif self._is_open:
+            self._decoder.receive_data(bytes(READ_VIEW[:size]))
+            if self._exchange is None and self._outbox is None:
+                self._advance()
+            else:
+                self._is_due = True
+                self._ahead += size
+                if self._ahead > MAX_AHEAD:
+                    self._read_off()
+
+    def _on_end(self) -> None:
+        """The client sends no more; it may still wait for answers."""
+        self._is_half = self._is_due = True
+        self._read_off()
+        if not self._is_open or (self._exchange is None and self._outbox is None):
+            self._close()
+
+    def _read_on(self) -> None:
+        if not self._is_reading and not self._is_half:
+            self._is_reading = True
+            self._reader.start(self._greenlet.switch)
+
+    def _read_off(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._reader.stop()
+
+    # Requests.
+
+    def _advance(self) -> None:
+        """Take the client's next request, if it is free for one."""
+        if self._is_advancing:
+            return  # a refusal came back at once: the loop below goes on
+        self._is_advancing = True
+        try:
+            while self._exchange is None and self._outbox is None and self._is_open:
+                event = self._decoder.next_event()
+                if event is None:
+                    self._await_more()
+                    break
+                if isinstance(event, Part):
+                    self._continue(event)
+                elif event.whole:
+                    self._checkout(Exchange(self, event))
+                else:
+                    self._incoming = Exchange(self, event, self._shared.spool())
+        except FramingError as error:
+            self._refuse(error, None)
+        except Full as error:
+            self._refuse(Overloaded(f"the request cannot be held: {error}"), None)
+        finally:
+            self._is_advancing = False
+
+    def _continue(self, part: Part) -> None:
+        exchange = self._incoming
+        assert exchange is not None and exchange.body is not None
+        exchange.body.write(part.data)
+        if part.last:
+            self._incoming = None
+            self._checkout(exchange)
+
+    def _checkout(self, exchange: Exchange) -> None:
+        if self._is_timed:
+            self._is_timed = False
+            self._shared.requesting.discard(self)
+        self._exchange = exchange
+        self._is_due = bool(self._decoder.data or self._held) or not self._is_reading or self._shared.is_always_due
+        self._shared.pool.checkout(exchange)
+
+    def _await_more(self) -> None:
+        """No whole request is there: start the clock that fits, account for what is held, and read on."""
+        shared = self._shared
+        self._ahead = 0
+        held = len(self._decoder)
+        if held or self._incoming is not None:
+            if self._is_half:
+                shared.log.debug("%s: ended in the middle of a request", self.name)
+                self._close()
+                return
+            self._hold(held if held > MAX_AHEAD else 0)
+            if not self._is_timed:
+                self._is_timed = True
+                shared.requesting.add(self)
+            reply = self._decoder.take_reply()
+            if reply:
+                self._write(reply)
+        else:
+            if self._held:
+                self._hold(0)
+            if self._is_half or shared.is_draining:
+                self._finish()
+                return
+            self._start_idling()
+        self._read_on()
+
+    def _hold(self, size: int) -> None:
+        """Count `size` bytes of unfinished request against the memory of all. Raises Full."""
+        memory = self._shared.memory
+        memory.give(self._held)
+        self._held = 0
+        if not memory.take(size):
+            raise Full(f"requests hold {memory.limit} bytes of memory")
+        self._held = size
+
+    def _start_idling(self) -> None:
+        if self._shared.settings.idle_timeout:
+            self._shared.idling.add(self)
+
+    # Answers: called by upstream connections and the pool; these never switch greenlets and never raise.
+
+    def deliver(self, exchange: Exchange, part: Part) -> None:
+        if exchange is not self._exchange:
+            if part.last:
+                self._shared.pool.forget(exchange)
+            return  # the client is gone
+        self._write(part.data)
+        if part.last:
+            if exchange.body is not None:
+                exchange.body.close()
+            if exchange is self._exchange:
+                self._exchange = None
+                if part.close:
+                    self._finish()
+                elif self._is_due:
+                    self._advance()
+
+    def fail(self, exchange: Exchange, error: ExchangeError) -> None:
+        if exchange is not self._exchange:
+            self._shared.pool.forget(exchange)
+            return
+        exchange.close()
+        self._exchange = None
+        if exchange.answered:
+            self._warn(error)
+            # Only a reset tells the client that what it has is not the whole answer.
+            self._reset()
+        else:
+            self._refuse(error, exchange.request)
+
+    # Ends.
+
+    def _refuse(self, error: ExchangeError, request: Request | None) -> None:
+        self._warn(error)
+        refusal = self._shared.codec.refuse(error, request)
+        if refusal.data:
+            self._write(refusal.data)
+        if refusal.close:
+            self._finish()
+        else:
+            self._advance()
+
+    def _warn(self, error: ExchangeError) -> None:
+        self._shared.log.warning("%s: %s (%s)", self.name, error, error.cause)
+
+    def _finish(self) -> None:
+        """End the connection once what is written is out."""
+        if self._is_open:
+            self._is_open = False
+            self._drop_incoming()
+            if self._outbox is None:
+                self._shut()
+
+    def _shut(self) -> None:
+        """Say FIN; close when the client has said its own, or when LINGER_TIMEOUT is over."""
+        if self._is_closed:
+            return
+        if self._is_half:
+            self._close()
+            return
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            self._vanish(error)
+            return
+        self._shared.lingering.add(self)
+        self._read_on()
+
+    def _vanish(self, error: OSError) -> None:
+        self._shared.log.debug("%s: %s", self.name, error.strerror)
+        self._close()
+
+    def _reset(self) -> None:
+        net.prepare_reset(self._sock)
+        self._close()
+
+    def _close(self) -> None:
+        """Let go of everything; the greenlet ends, and the listener closes the socket. May be called twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._is_open = False
+        # Watchers go before the descriptor: its number may be given to the next connection at once.
+        self._read_off()
+        self._reader.close()
+        self._stop_writing()
+        self._drop_incoming()
+        shared = self._shared
+        for clock in (shared.requesting, shared.idling, shared.writing, shared.lingering):
+            clock.discard(self)
+        if self._outbox is not None:
+            self._outbox.close()
+        self._hold(0)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            shared.pool.abandon(exchange)
+        if gevent.getcurrent() is not self._greenlet:
+            get_hub().loop.run_callback(self._greenlet.switch)
+
+    def _drop_incoming(self) -> None:
+        if self._incoming is not None:
+            self._incoming.close()
+            self._incoming = None
+
+    def drain(self) -> None:
+        """End the connection as soon as no request is under way."""
+        if self._is_reading:
+            self._on_readable()  # what has come already is a request to be served
+        if self._exchange is not None:
+            self._exchange.request.close = self._is_due = True
+        elif self._is_open and not self._is_timed and self._outbox is None:
+            self._finish()
+
+    def request_timed_out(self) -> None:
+        self._is_timed = False
+        if self._is_open:
+            seconds = self._shared.settings.request_timeout
+            self._refuse(RequestTimeout(f"the request was not complete within {seconds:g} s"), None)
+
+    def idle_timed_out(self) -> None:
+        if self._exchange is None and self._outbox is None and not self._is_timed:
+            self._shared.log.debug("%s: idle", self.name)
+            self._finish()
+
+    def write_timed_out(self) -> None:
+        seconds = self._shared.settings.write_timeout
+        self._warn(AnswerTooLarge(f"the client took nothing of its answer for {seconds:g} s"))
+        self._reset()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self._reset()
+
+    # Writing.
+
+    def _write(self, data: bytes) -> None:
+        if not data or self._is_closed:
+            return
+        if self._outbox is None:
+            try:
+                sent = self._send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._vanish(error)
+                return
+            if sent == len(data):
+                return
+            self._is_due = True
+            data = data[sent:]
+            self._outbox = self._shared.spool()
+            self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
+            self._writer.start(self._on_writable)
+            self._shared.writing.add(self)
+        try:
+            self._outbox.write(data)
+        except Full as error:
+            self._warn(AnswerTooLarge(f"the client is too slow for its answer: {error}"))
+            self._reset()
+
+    def _on_writable(self) -> None:
+        outbox = self._outbox
+        assert outbox is not None
+        data = self._unsent or outbox.read()
+        if data:
+            try:
+                sent = self._send(data)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._vanish(error)
+                return
+            self._unsent = memoryview(data)[sent:]
+            self._shared.writing.add(self)
+        if not self._unsent and not outbox:
+            outbox.close()
+            self._outbox = None
+            self._stop_writing()
+            if self._is_open:
+                self._advance()
+            else:
+                self._shut()
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None:
+            self._shared.writing.discard(self)
+            self._writer.stop()
+            self._writer.close()
+            self._writer = None

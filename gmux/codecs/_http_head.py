@@ -1,0 +1,221 @@
+"""The heads of HTTP/1 messages: parsed by gunicorn_h1c, checked by the rules below, and written anew by gmux.
+
+What the parser lets through and an attacker could use to make gmux and the target disagree is refused here: bare LF
+or CR and folded lines (RFC 9112 sections 2.2 and 5.2), doubtful lengths (section 6.3), a doubtful Host (section 3.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import gunicorn_h1c
+
+from gmux.codecs._buffer import Buffer
+from gmux.errors import FramingError, HeadTooLarge, TargetNameTooLong, Unsupported, VersionUnsupported
+
+END = b"\r\n\r\n"
+
+#: Behind the last of the lines that are joined by CRLF, this makes END.
+END_LINES = b"\r\n"
+
+MAX_REQUEST_LINE = 8 * 1024
+MAX_FIELDS = 100
+
+#: Bytes of an answer's head up to which what it means is remembered.
+MAX_REMEMBERED = 1024
+
+#: Fields for one connection only (RFC 9110 section 7.6.1), and those that say where a body ends: gmux states its own.
+#: `Expect` is gmux's to answer, because it takes the body before it checks a connection out.
+_OURS = frozenset(
+    b"connection keep-alive proxy-connection te upgrade http2-settings expect"
+    b" content-length transfer-encoding host content_length transfer_encoding".split()
+)
+
+#: A Connection field may not take these from a message.
+_NEVER_NOMINATED = frozenset((b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive"))
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_HOST = re.compile(rb"(?:(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)([/?][!-\"$-~]*)?")
+_REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9]\.[0-9]\r\n")
+_TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE)
+
+Fields = list[tuple[bytes, bytes]]
+
+
+@dataclass(slots=True)
+class Framing:
+    """What a head's own fields say; `length` None: no Content-Length. `options` are those of Connection."""
+
+    length: int | None = None
+    is_chunked: bool = False
+    options: frozenset[bytes] = frozenset()
+    host: bytes | None = None
+    expects_continue: bool = False
+
+
+@lru_cache(maxsize=256)
+def is_host(value: bytes) -> bool:
+    """Whether `value` is a host with or without a port, or empty (RFC 9110 section 7.2); clients name the same few."""
+    return not value or _HOST.fullmatch(value) is not None
+
+
+def take(buffer: Buffer, max_head: int) -> bytes | None:
+    """Take a whole head off the buffer. Raises HeadTooLarge, TargetNameTooLong, FramingError."""
+    head = buffer.take_through(END)
+    if len(buffer if head is None else head) > max_head:
+        if b"\r\n" not in (head or buffer.peek(max_head))[:max_head]:
+            raise TargetNameTooLong(f"a request line is longer than {max_head} bytes")
+        raise HeadTooLarge(f"a head is longer than {max_head} bytes")
+    if head is None and _BARE_LF.search(buffer.peek(max_head)):
+        raise FramingError("a line in a head ends in a bare LF")
+    return head
+
+
+def check_lines(head: bytes) -> None:
+    """Refuse what the parser lets through. Raises FramingError.
+
+    A head that is the same, byte for byte, as what gmux writes of it has nothing to refuse and can do without.
+    """
+    lines = head.count(b"\r\n")
+    if head.count(b"\n") != lines or head.count(b"\r") != lines:
+        raise FramingError("a line in a head ends in a bare LF or has a bare CR in it")
+    if b"\n " in head or b"\n\t" in head:
+        raise FramingError("a line in a head is folded")
+    # RFC 9112 section 3: the parts of a request line are divided by one blank. Few heads have two in a row at all.
+    if b"  " in head and head[:5] != b"HTTP/" and not _REQUEST_LINE.match(head):
+        raise FramingError("the request line has blanks to spare")
+
+
+def parse_request(head: bytes) -> gunicorn_h1c.HttpRequest:
+    """Raises FramingError and its kinds."""
+    try:
+        return gunicorn_h1c.parse_request_fast(
+            head,
+            limit_request_line=MAX_REQUEST_LINE,
+            limit_request_fields=MAX_FIELDS,
+            limit_request_field_size=len(head),
+        )
+    except gunicorn_h1c.LimitRequestLine:
+        raise TargetNameTooLong(f"a request line is longer than {MAX_REQUEST_LINE} bytes") from None
+    except gunicorn_h1c.LimitRequestHeaders as error:
+        raise HeadTooLarge(str(error)) from None
+    except gunicorn_h1c.InvalidHTTPVersion as error:
+        if _REQUEST_LINE.match(head):
+            raise VersionUnsupported("only HTTP/1.0 and HTTP/1.1 are spoken") from None
+        raise FramingError(str(error)) from None
+    except Exception as error:
+        # All that it can say of a head is a refusal. It has two classes called IncompleteError, and exports the other.
+        found = _TRANSFER_ENCODING.search(head)
+        if found is not None:
+            check_codings(found[1])
+        raise FramingError(str(error)) from None
+
+
+class AnswerHead(NamedTuple):
+    """`lines` are the status line and the fields that go on, joined by CRLF."""
+
+    status: int
+    minor_version: int
+    framing: Framing
+    lines: bytes
+
+
+def parse_answer(head: bytes) -> AnswerHead:
+    """Raises FramingError."""
+    return _parse_answer(head) if len(head) > MAX_REMEMBERED else _remembered_answer(head)
+
+
+def _parse_answer(head: bytes) -> AnswerHead:
+    check_lines(head)
+    try:
+        parsed = gunicorn_h1c.parse_response(head)
+    except Exception as error:  # as above
+        raise FramingError(str(error)) from None
+    status, minor_version = parsed["status"], parsed["minor_version"]
+    if minor_version not in (0, 1) or not 100 <= status <= 999:
+        raise FramingError("the status line is not HTTP/1")
+    lines = [b"HTTP/1.1 %d %b" % (status, parsed["message"])]
+    framing = read_fields(parsed["headers"], lines)
+    if framing.is_chunked and not minor_version:
+        raise FramingError("Transfer-Encoding in HTTP/1.0")
+    return AnswerHead(status, minor_version, framing, b"\r\n".join(lines))
+
+
+# A target sends the same head again and again, above all a device; what a head means depends on its bytes alone.
+_remembered_answer = lru_cache(maxsize=256)(_parse_answer)
+
+
+def read_fields(fields: Fields, lines: list[bytes]) -> Framing:
+    """Append to `lines` the fields that go on, in their order; return what the others say. Raises FramingError."""
+    framing = Framing()
+    nominated = False
+    for name, value in fields:
+        lower = name.lower()
+        if lower not in _OURS:
+            lines.append(name + b": " + value)
+        elif lower == b"host":
+            if framing.host is not None or not is_host(value):
+                raise FramingError("Host is repeated or not a host")
+            framing.host = value
+            lines.append(name + b": " + value)
+        elif lower == b"content-length":
+            if framing.length is not None or not value.isdigit() or len(value) > 18:
+                raise FramingError("Content-Length is repeated or not a number")
+            framing.length = int(value)
+            lines.append(name + b": %d" % framing.length)
+        elif lower == b"transfer-encoding":
+            if framing.is_chunked or value.lower() != b"chunked":
+                check_codings(value)
+                raise FramingError("Transfer-Encoding is repeated or not chunked")
+            framing.is_chunked = True
+            lines.append(name + b": chunked")
+        elif lower == b"connection":
+            options = {option.strip(b" \t").lower() for option in value.split(b",")}
+            framing.options |= options
+            nominated = nominated or not options <= _NEVER_NOMINATED
+        elif lower == b"expect":
+            framing.expects_continue = value.lower() == b"100-continue"
+        elif b"_" in lower:
+            # To us it says nothing, to a target that has WSGI's or CGI's names for fields it says where the body ends.
+            raise FramingError(f"{name!r} may be taken for another field")
+    if framing.is_chunked and framing.length is not None:
+        raise FramingError("both Content-Length and Transfer-Encoding are given")
+    if nominated:
+        lines[:] = drop(lines, framing.options - _NEVER_NOMINATED)
+    return framing
+
+
+def drop(lines: list[bytes], names: Container[bytes]) -> list[bytes]:
+    """`lines` without the fields of these names; the first line is none."""
+    return lines[:1] + [line for line in lines[1:] if line.partition(b":")[0].lower() not in names]
+
+
+def without(lines: bytes, *names: bytes) -> bytes:
+    """`drop` for lines that are joined."""
+    return b"\r\n".join(drop(lines.split(b"\r\n"), names))
+
+
+def check_codings(value: bytes) -> None:
+    """Raises Unsupported when only a coding below chunked is the fault of a Transfer-Encoding (RFC 9112 section 6.1).
+
+    All others leave the length of the body in doubt, which is a bad request (section 6.3).
+    """
+    codings = [coding.strip(b"\t ").lower() for coding in value.split(b",")]
+    if len(codings) > 1 and all(codings) and codings[-1] == b"chunked" and b"chunked" not in codings[:-1]:
+        raise Unsupported(f"the transfer coding {value[:40]!r} is not offered")
+
+
+def split_absolute(method: bytes, path: bytes) -> tuple[bytes, bytes] | None:
+    """Authority and origin-form of a request target in absolute-form; None when it is `*`. Raises FramingError."""
+    if path == b"*":
+        return None  # the parser lets it through for OPTIONS alone
+    match = _ABSOLUTE.fullmatch(path)
+    if match is None or not match[1] or not is_host(match[1]):
+        raise FramingError("the request target is not a path, and not an http URL with a valid host")
+    rest = match[2] or (b"*" if method == b"OPTIONS" else b"/")  # RFC 9112 section 3.2.4
+    return match[1], rest if rest[:1] != b"?" else b"/" + rest

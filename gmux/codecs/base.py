@@ -1,0 +1,138 @@
+"""The contract between a codec and the rest of gmux.
+
+A codec is the framing of one application protocol and what gmux must know of its meaning. It is pure: bytes go in,
+events come out; it knows no socket, clock, log or gevent. Limits are its arguments.
+
+A codec makes one `RequestDecoder` for each client and one `AnswerDecoder` for each upstream connection. Both are kept
+for the life of the connection, so bytes past the end of a message are never lost. The calls, in order:
+
+    decoder.receive_data(data)      hand over what was read; `data` is never empty
+    decoder.next_event()            the next event, or None: more bytes are needed; raises FramingError (requests) or
+                                    BadAnswer (answers), after which the decoder is not used again
+    decoder.receive_eof()           the peer sends no more; answers only: an answer may end so
+
+A request comes as one `Request`; when its `whole` is false, `Part`s follow, the last one with `last`. An answer comes
+as one or more `Part`s. What they hold is what goes to the other side, already in that side's wire form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gmux.errors import ExchangeError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a codec accepts: the bytes of one message (framing excluded) and of one head (HTTP)."""
+
+    max_message: int = 16 * 1024 * 1024
+    max_head: int = 32 * 1024
+
+
+class Request:
+    """One request of a client, or its beginning.
+
+    data        what goes to the target
+    whole       false: `Part`s follow until the one with `last`
+    repeatable  may be sent again when a reused connection closed before the first byte of the answer
+    close       the client's connection ends after the answer
+    context     what the codec itself must know again to frame the answer and to word a refusal
+    """
+
+    __slots__ = ("data", "whole", "repeatable", "close", "context")
+
+    def __init__(
+        self, data: bytes, whole: bool = True, repeatable: bool = False, close: bool = False, context: Any = None
+    ) -> None:
+        self.data = data
+        self.whole = whole
+        self.repeatable = repeatable
+        self.close = close
+        self.context = context
+
+
+class Part:
+    """A piece of a message: `data` (may be empty) and whether the message is complete with it.
+
+    In an answer's last part, `close` ends the client's connection and `reusable` says whether the upstream
+    connection may carry another request.
+    """
+
+    __slots__ = ("data", "last", "close", "reusable")
+
+    def __init__(self, data: bytes, last: bool = True, close: bool = False, reusable: bool = True) -> None:
+        self.data = data
+        self.last = last
+        self.close = close
+        self.reusable = reusable
+
+
+class RequestDecoder(Protocol):
+    """Frames what one client sends."""
+
+    #: Empty exactly when no bytes are held that no event has taken.
+    data: bytes | bytearray
+
+    def receive_data(self, data: bytes) -> None: ...
+
+    def next_event(self) -> Request | Part | None: ...
+
+    def __len__(self) -> int:
+        """The bytes held that no event has taken."""
+        ...
+
+    def take_reply(self) -> bytes:
+        """What the client is owed at once while its request is incomplete (HTTP: 100 Continue); mostly empty."""
+        ...
+
+
+class AnswerDecoder(Protocol):
+    """Frames what one upstream connection sends, given the request it answers."""
+
+    def expect(self, request: Request) -> None:
+        """The next answer belongs to `request`."""
+        ...
+
+    def receive_data(self, data: bytes) -> None: ...
+
+    def receive_eof(self) -> None:
+        """The target sends no more. Raises BadAnswer unless the answer ends so; then `next_event` has the last part."""
+        ...
+
+    def next_event(self) -> Part | None: ...
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether bytes are left over that no request has asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a client gets when gmux must answer itself: `data` (empty: nothing) and whether its connection ends."""
+
+    data: bytes = b""
+    close: bool = True
+
+
+class Codec(Protocol):
+    """One protocol. Instances are made with their limits and shared by all connections of a route."""
+
+    name: str
+    summary: str
+
+    def __init__(self, limits: Limits) -> None: ...
+
+    def request_decoder(self) -> RequestDecoder: ...
+
+    def answer_decoder(self) -> AnswerDecoder: ...
+
+    def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
+        """The words of this protocol for `error`; `request` is the one that is refused, as far as it is known."""
+        ...
+
+    def redact(self, message: bytes) -> bytes:
+        """The same number of bytes with what must not be logged (card data) overwritten."""
+        ...

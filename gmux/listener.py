@@ -1,0 +1,66 @@
+"""Accepting clients: a gevent StreamServer with a greenlet for each client."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import socket
+from typing import Any
+
+import gevent
+from gevent.server import StreamServer
+
+from gmux import net
+from gmux.client import Client, Clients
+from gmux.errors import Overloaded
+
+#: Seconds without accepting after the process ran out of descriptors or memory: the loop must not spin meanwhile.
+ACCEPT_PAUSE = 0.1
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Listener(StreamServer):  # type: ignore[misc]
+    """Takes clients from a listening socket, up to `max_clients`; the others are refused."""
+
+    def __init__(self, sock: socket.socket, clients: Clients, max_clients: int, log: logging.Logger) -> None:
+        super().__init__(sock, self._handle_client)
+        self._clients = clients
+        self._max_clients = max_clients
+        self._log = log
+        self._numbers = itertools.count(1)
+
+    def do_read(self) -> tuple[socket.socket, Any] | None:
+        """Accept one client as a plain socket: it has watchers of ours, so gevent's own socket would only cost."""
+        try:
+            sock, address = self.socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return None
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            self._log.warning("cannot accept clients for %g s: %s", ACCEPT_PAUSE, error.strerror)
+            self.stop_accepting()
+            gevent.spawn_later(ACCEPT_PAUSE, self._accept_again)
+            return None
+        return sock, address
+
+    def _accept_again(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+    def _handle_client(self, sock: socket.socket, address: Any) -> None:
+        try:
+            net.prepare(sock)
+            name = f"{net.format_address(address)} <-> {net.format_address(sock.getsockname())}"
+        except OSError as error:
+            self._log.debug("a client left at once: %s", error.strerror)
+            return
+        clients = self._clients
+        number = next(self._numbers)
+        client = Client(clients, sock, f"#{number} {net.format_address(address)}")
+        self._log.info("#%d: %s", number, name)
+        is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
+        client.serve(Overloaded(f"{self._max_clients} clients are connected") if is_full else None)
+        self._log.info("closed: %s", name)

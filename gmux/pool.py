@@ -1,0 +1,353 @@
+"""The pool: the upstream connections to one target, who gets one, and who waits.
+
+A gevent semaphore of `pool-size` permits guards it. A permit is taken for an upstream connection that is being made,
+is busy, rests or closes; the permits left are the idle connections and those not made yet, so a request that gets a
+permit goes out at once or has a connection made. The others wait in line as data, first come, first served. A
+connection that becomes free passes its permit on to the first in line; it is given back only when nobody waits.
+
+Nothing here switches greenlets, but for `_connect`, which runs in a greenlet of its own, and `drain`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from gmux import net
+from gmux.codecs.base import Codec
+from gmux.deadlines import Deadlines
+from gmux.errors import AnswerTimeout, ConnectError, Overloaded, QueueTimeout, UpstreamClosed
+from gmux.exchange import Exchange
+from gmux.spinner import Spinner
+from gmux.trace import Trace
+from gmux.upstream import CLOSE_TIMEOUT, Upstream
+
+#: The longest pause between two attempts to connect, seconds.
+MAX_RETRY_DELAY = 30.0
+
+#: Each pause is up to this share shorter, so that several gmux do not knock at a target in step.
+RETRY_JITTER = 0.25
+
+#: Seconds that the rest of an answer may take whose client is gone, before the connection is closed instead.
+DISCARD_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """Times in seconds; 0 turns a limit off."""
+
+    target: net.Address
+    size: int = 1
+    minimum: int = 1
+    queue_limit: int = 10_000
+    queue_timeout: float = 30.0
+    connect_timeout: float = 10.0
+    timeout: float = 60.0
+    connect_delay: float = 0.0
+    request_delay: float = 0.0
+    retry_delay: float = 1.0
+    idle_timeout: float = 0.0
+    max_age: float = 0.0
+
+
+class Slot(Protocol):
+    def release(self) -> None: ...
+
+
+class Slots(Protocol):
+    """Keeper of the permissions to own one upstream connection; see `gmux.slots`."""
+
+    def acquire(self, seconds: float) -> Slot:
+        """A free slot; switches greenlets. Raises ConnectTimeout."""
+        ...
+
+
+class Pool:
+    """One target's upstream connections. Made by the route, which calls `start` and `stop`."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        codec: Codec,
+        slots: Slots,
+        spinner: Spinner,
+        log: logging.Logger,
+        trace: Trace | None,
+    ) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._slots = slots
+        self._kick: Callable[[], None] = spinner.kick
+        self._log = log
+        self._trace = trace
+        self._permits = BoundedSemaphore(settings.size)
+        self._idle: list[Upstream] = []
+        self._upstreams: dict[Upstream, Slot] = {}
+        self._connecting: set[gevent.Greenlet[..., None]] = set()
+        self._waiting: Deadlines[Exchange] = Deadlines(settings.queue_timeout, self._queue_timed_out)
+        self._answering: Deadlines[Upstream] = Deadlines(settings.timeout, self._answer_timed_out)
+        self._discarding: Deadlines[Exchange] = Deadlines(DISCARD_TIMEOUT, self._discard_timed_out)
+        self._warming: Deadlines[Upstream] = Deadlines(settings.connect_delay, self._rested)
+        self._resting: Deadlines[Upstream] = Deadlines(settings.request_delay, self._rested)
+        self._idling: Deadlines[Upstream] = Deadlines(settings.idle_timeout, self._idle_timed_out)
+        self._aging: Deadlines[Upstream] = Deadlines(settings.max_age, self._aged)
+        self._closing: Deadlines[Upstream] = Deadlines(CLOSE_TIMEOUT, Upstream.abort)
+        self._failures = 0
+        self._retry_timer: Any = None
+        self._last_error = ConnectError("the target was not tried yet")
+        self._is_stopping = False
+        # Two calls of upstream connections, without a layer between: they are on the hot path.
+        self.sent = self._answering.add
+        self.freed = self._rest if settings.request_delay or settings.max_age else self._hand_over
+
+    def start(self) -> None:
+        """Open the connections that are to be kept."""
+        self._settle()
+
+    def stop(self) -> None:
+        """Close all upstream connections, each within CLOSE_TIMEOUT; switches greenlets."""
+        self._is_stopping = True
+        if self._retry_timer is not None:
+            self._retry_timer.stop()
+        gevent.killall(list(self._connecting))
+        for upstream in list(self._upstreams):
+            upstream.fail(UpstreamClosed("gmux is stopping"))
+        with gevent.Timeout(CLOSE_TIMEOUT + 0.1, False):
+            for _ in range(self._settings.size):
+                self._permits.acquire()
+
+    # What a client calls.
+
+    def checkout(self, exchange: Exchange) -> None:
+        """Send the exchange's request now, or queue it; its asker hears of the end. Never raises."""
+        while self._permits.acquire(blocking=False):
+            if not self._idle:
+                self._open()
+                break
+            # Last in, first out: what is not needed grows idle and can be closed.
+            upstream = self._idle.pop()
+            if not upstream.is_stale():
+                upstream.send(exchange)
+                return
+            upstream.fail(UpstreamClosed("closed by the target"))
+        if self._retry_timer is not None and self._is_down:
+            # Until the next attempt the target is known to be down: waiting would help nobody.
+            exchange.asker.fail(exchange, self._last_error)
+        elif len(self._waiting) >= self._settings.queue_limit:
+            exchange.asker.fail(exchange, Overloaded(f"{self._settings.queue_limit} requests are waiting"))
+        else:
+            self._waiting.add(exchange)
+
+    def abandon(self, exchange: Exchange) -> None:
+        """The asker is gone. A request not sent yet is forgotten; an answer on its way is read and dropped."""
+        exchange.is_abandoned = True
+        if exchange in self._waiting:
+            self._waiting.discard(exchange)
+            exchange.close()
+        else:
+            self._discarding.add(exchange)
+
+    def forget(self, exchange: Exchange) -> None:
+        """An abandoned exchange has ended."""
+        self._discarding.discard(exchange)
+        exchange.close()
+
+    # What an upstream connection calls (`upstream.Owner`), beside `sent` and `freed`.
+
+    def _rest(self, upstream: Upstream) -> None:
+        """What comes between two requests when a delay or an age is set."""
+        self._answering.discard(upstream)
+        if self._settings.request_delay:
+            self._resting.add(upstream)
+        else:
+            self._rested(upstream)
+
+    def _rested(self, upstream: Upstream) -> None:
+        age = monotonic() - upstream.opened
+        if self._settings.max_age and age >= self._settings.max_age:
+            upstream.close(f"{age:.0f} s old")
+        else:
+            self._hand_over(upstream)
+
+    def closing(self, upstream: Upstream, reason: str) -> None:
+        if upstream in self._idle:
+            # An idle connection has no permit of its own; while it closes it counts like a busy one.
+            self._idle.remove(upstream)
+            self._permits.acquire(blocking=False)
+        self._stop_clocks(upstream)
+        self._closing.add(upstream)
+
+    def ended(self, upstream: Upstream, reason: str) -> None:
+        self._stop_clocks(upstream)
+        self._closing.discard(upstream)
+        self._upstreams.pop(upstream).release()
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+        else:
+            self._permits.release()
+        self._log.info("closed target connection: %s (%s)", upstream.name, reason)
+        if upstream.used or monotonic() - upstream.opened >= self._settings.retry_delay:
+            self._failures = 0
+        elif not self._is_stopping:
+            # It took the connection only to end it: to knock again at once would be a busy loop.
+            self._pause(ConnectError(f"the target {self._where} closes new connections ({reason})"))
+        self._settle()
+
+    def repeat(self, exchange: Exchange) -> None:
+        if exchange.is_abandoned:
+            exchange.close()
+            return
+        self._waiting.add_first(exchange)
+        self._settle()
+
+    def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
+        if self._trace is not None and data:
+            ends = (exchange.asker.name, self._where)
+            sender, receiver = reversed(ends) if is_answer else ends
+            self._trace.message(sender, receiver, upstream.name, data)
+
+    # How connections come about.
+
+    @property
+    def _where(self) -> str:
+        return net.format_address(self._settings.target)
+
+    @property
+    def _is_down(self) -> bool:
+        return self._retry_timer is not None and not self._upstreams and not self._connecting
+
+    def _kept(self) -> int:
+        """The connections that are there to stay."""
+        return sum(not upstream.is_closing for upstream in self._upstreams)
+
+    def _settle(self) -> None:
+        """Open what is needed, or fail those who wait in vain. Runs after every change for the worse."""
+        if self._is_stopping:
+            return
+        if self._retry_timer is not None:
+            if self._is_down:
+                for exchange in self._waiting.take_all():
+                    exchange.asker.fail(exchange, self._last_error)
+            return
+        coming = len(self._connecting)
+        wanted = max(len(self._waiting) - coming, self._settings.minimum - self._kept() - coming)
+        while wanted > 0 and self._permits.acquire(blocking=False):
+            self._open()
+            wanted -= 1
+
+    def _open(self) -> None:
+        """Use the permit taken for a new connection, unless it is not the time for one."""
+        if self._retry_timer is not None or self._is_stopping:
+            self._permits.release()
+            return
+        greenlet = gevent.Greenlet(self._connect)
+        self._connecting.add(greenlet)
+        greenlet.start()
+
+    def _connect(self) -> None:
+        """Make one connection; runs in a greenlet of its own, which holds a permit."""
+        upstream = None
+        try:
+            upstream = self._make_upstream()
+        except ConnectError as error:
+            self._pause(error)
+        finally:
+            # Also when the greenlet is killed: a permit that is not given back is lost.
+            self._connecting.discard(gevent.getcurrent())
+            if upstream is None:
+                self._permits.release()
+        if upstream is None:
+            self._settle()
+        elif self._settings.connect_delay:
+            self._warming.add(upstream)
+        else:
+            self._hand_over(upstream)
+
+    def _make_upstream(self) -> Upstream:
+        settings = self._settings
+        slot = self._slots.acquire(settings.connect_timeout)
+        try:
+            self._log.info("creating target connection")
+            sock = net.connect(settings.target, settings.connect_timeout)
+            try:
+                upstream = Upstream(self, sock, self._codec.answer_decoder(), self._kick, self._trace is not None)
+            except OSError as error:  # it has ended before it could be named
+                sock.close()
+                raise ConnectError(f"the target {self._where} closes new connections ({error.strerror})") from None
+        except BaseException:
+            slot.release()
+            raise
+        self._upstreams[upstream] = slot
+        if settings.max_age:
+            self._aging.add(upstream)
+        self._log.info("new target connection: %s", upstream.name)
+        return upstream
+
+    def _pause(self, error: ConnectError) -> None:
+        """Let the target rest after a failed attempt, each time longer."""
+        self._last_error = error
+        if self._retry_timer is not None:
+            return
+        delay = min(self._settings.retry_delay * 2 ** min(self._failures, 16), MAX_RETRY_DELAY)
+        delay *= 1 - random.random() * RETRY_JITTER
+        self._failures += 1
+        self._log.warning("%s; next attempt in %.1f s", error, delay)
+        self._retry_timer = gevent.get_hub().loop.timer(delay)
+        self._retry_timer.start(self._retry)
+
+    def _retry(self) -> None:
+        self._retry_timer = None
+        self._settle()
+
+    def _hand_over(self, upstream: Upstream) -> None:
+        """The connection is free: it goes to the first in line with its permit, or becomes idle."""
+        if self._waiting:
+            if upstream.is_stale():
+                # Its end, or what nobody asked for, came right behind the answer.
+                upstream.fail(UpstreamClosed("closed by the target"))
+            else:
+                upstream.send(self._waiting.pop_first())
+            return
+        self._answering.discard(upstream)
+        self._kick()
+        self._idle.append(upstream)
+        self._permits.release()
+        if self._settings.idle_timeout:
+            self._idling.add(upstream)
+
+    # The clocks.
+
+    def _stop_clocks(self, upstream: Upstream) -> None:
+        for clock in (self._answering, self._warming, self._resting, self._idling, self._aging):
+            clock.discard(upstream)
+
+    def _queue_timed_out(self, exchange: Exchange) -> None:
+        waited = self._settings.queue_timeout
+        exchange.asker.fail(exchange, QueueTimeout(f"no upstream connection became free within {waited:g} s"))
+
+    def _answer_timed_out(self, upstream: Upstream) -> None:
+        upstream.fail(AnswerTimeout(f"the target was silent for {self._settings.timeout:g} s"))
+
+    def _discard_timed_out(self, exchange: Exchange) -> None:
+        for upstream in list(self._upstreams):
+            if upstream.exchange is exchange:
+                upstream.fail(UpstreamClosed(f"the client is gone and its answer goes on after {DISCARD_TIMEOUT:g} s"))
+
+    def _idle_timed_out(self, upstream: Upstream) -> None:
+        if upstream not in self._idle:
+            return  # busy; the clock starts anew when it is idle again
+        if self._kept() > self._settings.minimum:
+            upstream.close(f"idle for {self._settings.idle_timeout:g} s")
+        else:
+            self._idling.add(upstream)
+
+    def _aged(self, upstream: Upstream) -> None:
+        if upstream in self._idle:
+            upstream.close(f"{self._settings.max_age:g} s old")

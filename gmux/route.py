@@ -1,0 +1,80 @@
+"""A route: one listener, one codec, one pool, and their limits."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import gevent
+
+from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
+from gmux.codecs import registry
+from gmux.codecs.base import Limits
+from gmux.config import Config
+from gmux.listener import Listener
+from gmux.net import Address
+from gmux.pool import Pool, PoolSettings, Slots
+from gmux.spinner import Spinner
+from gmux.spool import Memory
+from gmux.trace import Trace
+
+#: Seconds between two looks at whether the last request is answered.
+DRAIN_INTERVAL = 0.02
+
+
+class Route:
+    """Made by the worker for a listening socket and the address of the target."""
+
+    def __init__(
+        self, config: Config, listening: socket.socket, target: Address, slots: Slots, log: logging.Logger
+    ) -> None:
+        codec = registry.load(config.protocol)(Limits(max_message=config.max_message))
+        trace = Trace(log, codec.redact, unsafe=config.unsafe_dump) if config.verbose else None
+        pool_settings = PoolSettings(
+            target=target,
+            size=config.pool_size,
+            minimum=config.pool_min,
+            queue_limit=config.queue_limit,
+            queue_timeout=config.queue_timeout,
+            connect_timeout=config.connect_timeout,
+            timeout=config.timeout,
+            connect_delay=config.connect_delay,
+            request_delay=config.request_delay,
+            retry_delay=config.retry_delay,
+            idle_timeout=config.upstream_idle_timeout,
+            max_age=config.upstream_max_age,
+        )
+        client_settings = ClientSettings(
+            request_timeout=config.request_timeout,
+            idle_timeout=config.client_idle_timeout,
+            write_timeout=config.client_write_timeout,
+            spool_memory=config.spool_memory,
+            spool_limit=config.spool_limit,
+        )
+        self._pool = Pool(pool_settings, codec, slots, Spinner(config.spin), log, trace)
+        self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), log)
+        self._listener = Listener(listening, self._clients, config.max_clients, log)
+
+    def start(self) -> None:
+        self._pool.start()
+        self._listener.start()
+
+    def drain(self, seconds: float) -> bool:
+        """Stop accepting, let requests under way end, and close; switches greenlets. Whether all ended in time."""
+        clients = self._clients
+        self._listener.close()
+        clients.drain()
+        with gevent.Timeout(seconds, False):
+            while len(clients.members) > len(clients.lingering):
+                gevent.sleep(DRAIN_INTERVAL)
+        is_done = len(clients.members) == len(clients.lingering)
+        # The connections to the target go first: after a reload another process waits for them, and clients that are
+        # slow to close do not need them any more.
+        self._pool.stop()
+        if is_done:
+            with gevent.Timeout(LINGER_TIMEOUT, False):
+                while clients.members:
+                    gevent.sleep(DRAIN_INTERVAL)
+        for client in list(clients.members):
+            client.abort()
+        return is_done

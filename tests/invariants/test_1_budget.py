@@ -1,0 +1,207 @@
+"""Invariant 1: at no instant does the target see more than `pool-size` connections from gmux."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from contextlib import ExitStack
+
+import gevent
+import pytest
+
+from gmux.slots import FileSlots
+from tests.support.clients import Client, tagged
+from tests.support.framing import MPU
+from tests.support.service import LOG, Server, connecting_sockets, deaf_listener, serving
+from tests.support.stream import Closed
+from tests.support.target import Target, answer, close, every, garbage, half, never, pause, reset, twice
+from tests.support.wait import wait_until
+
+CYCLES = 30
+
+FAULTS = {
+    "never": never,
+    "late": (pause(0.03), answer),
+    "half then silence": (half,),
+    "half then close": (half, close),
+    "half then reset": (half, reset),
+    "garbage": (garbage,),
+    "twice": (twice,),
+    "close": (close,),
+    "reset": (reset,),
+    "answer then close": (answer, close),
+    "answer then reset": (answer, reset),
+}
+
+
+@pytest.mark.parametrize("steps", FAULTS.values(), ids=FAULTS)
+def test_budget_thirty_reconnects_target_sees_one_connection(steps):
+    with Target(steps, MPU) as target, serving(target, timeout="15ms") as service:
+        for n in range(CYCLES):
+            with Client(service.address, MPU) as client:
+                client.outcome(tagged(1, n))
+            wait_until(lambda n=n: target.accepted > n + 1, what="the next connection")
+            service.wait_ready()
+        assert target.peak == 1
+
+
+def test_budget_unsolicited_bytes_target_sees_one_connection():
+    with Target() as target, serving(target) as service:
+        for n in range(CYCLES):
+            with Client(service.address) as client:
+                client.ask(b"request")
+            target.say(b"hello?\n")
+            wait_until(lambda n=n: target.accepted > n + 1)
+        assert target.peak == 1
+
+
+def test_budget_of_three_many_clients_random_faults_target_sees_three():
+    dice = random.Random(1)
+    with Target(framing=MPU) as target, serving(target, timeout="20ms", pool_size="3", pool_min="0") as service:
+        target.behaviour = lambda connection, request: (
+            dice.choice(list(FAULTS.values())) if dice.random() < 0.2 else (answer,)
+        )
+
+        def run(number):
+            for n in range(15):
+                with Client(service.address, MPU) as client:
+                    client.outcome(tagged(number, n))
+
+        gevent.joinall([gevent.spawn(run, number) for number in range(30)], raise_error=True)
+        wait_until(lambda: service.is_whole)
+        assert target.peak == 3
+
+
+def test_budget_target_slow_to_notice_the_end_sees_one_connection():
+    with Target(never, fin_delay=0.3) as target, serving(target, timeout="10ms") as service:
+        for n in range(3):
+            with Client(service.address) as client:
+                assert client.outcome(b"request") == "closed"
+            wait_until(lambda n=n: target.accepted > n + 1)
+        assert target.peak == 1
+
+
+def test_budget_target_of_one_connection_never_refuses():
+    with Target(every(2, never), limit=1) as target, serving(target, timeout="10ms") as service:
+        for n in range(20):
+            with Client(service.address) as client:
+                client.outcome(tagged(1, n))
+        assert target.refused == 0
+
+
+def test_budget_connections_replaced_by_age_no_request_is_lost():
+    settings = {"pool_size": "2", "upstream_max_age": "10ms"}
+    with Target(limit=2) as target, serving(target, **settings) as service:
+
+        def run(number):
+            with Client(service.address) as client:
+                while target.accepted < 10:
+                    assert client.ask(tagged(number, 0)) == tagged(number, 0)
+
+        gevent.joinall([gevent.spawn(run, number) for number in range(5)], raise_error=True)
+        assert target.peak <= 2
+
+
+def test_budget_connections_idle_too_long_are_given_up_to_the_minimum():
+    settings = {"pool_size": "3", "pool_min": "1", "upstream_idle_timeout": "30ms"}
+    with Target((pause(0.005), answer)) as target, serving(target, **settings) as service, ExitStack() as stack:
+        clients = [stack.enter_context(Client(service.address)) for _ in range(3)]
+        for client in clients:
+            client.send(b"at once")
+        for client in clients:
+            assert client.receive() == b"at once"
+        assert target.peak == 3
+        wait_until(lambda: target.open == 1)
+        assert clients[0].ask(b"later") == b"later"
+        assert target.accepted == 3
+
+
+def test_budget_connect_timed_out_attempt_is_taken_back():
+    """An attempt that goes on in the kernel would become a connection that nobody counts."""
+    listening, filler = deaf_listener()
+    address = listening.getsockname()
+    with listening, filler, serving(address, connect_timeout="50ms", retry_delay="20s") as service:
+        with Client(service.address) as client:
+            assert client.outcome(b"request") == "closed"
+        assert connecting_sockets(address[1]) == 0
+
+
+def test_budget_two_processes_share_slots_target_sees_one_connection(tmp_path):
+    """What a reload does: the new one waits for the slot of the old one, and that for the target's own end."""
+    with Target(fin_delay=0.2) as target:
+        slots = [FileSlots(tmp_path, "target", 1, LOG) for _ in range(2)]
+        old_life = ExitStack()
+        old = old_life.enter_context(serving(target, slots[0]))
+        old.wait_ready()
+        with serving(target, slots[1]) as new, Client(old.address) as client, Client(new.address) as other:
+            other.send(b"second")
+            wait_until(lambda: new.waiting)
+            assert client.ask(b"first") == b"first"
+            old_life.close()
+            assert other.receive() == b"second"
+        assert target.peak == 1
+        assert target.accepted == 2
+
+
+def ask_until_answered(server: Server, payload: bytes) -> None:
+    def is_answered() -> bool:
+        try:
+            with Client(server.address) as client:
+                return client.outcome(payload) == "answered"
+        except OSError:
+            return False
+
+    wait_until(is_answered, 10)
+
+
+def test_budget_worker_killed_target_sees_one_connection():
+    with Target(limit=1) as target, Server(target) as server:
+        for n in range(3):
+            ask_until_answered(server, tagged(1, n))
+            (worker,) = server.workers()
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda worker=worker: server.workers() and worker not in server.workers())
+        ask_until_answered(server, b"after")
+        assert target.peak == 1
+
+
+def test_budget_master_killed_and_service_restarted_target_sees_one_connection():
+    with Target(limit=1) as target:
+        with Server(target) as first:
+            ask_until_answered(first, b"first")
+            first.signal(signal.SIGKILL)
+            # The orphan still has the connection when the next service starts.
+            with Server(target) as second:
+                ask_until_answered(second, b"second")
+        assert target.peak == 1
+        assert target.accepted == 2
+
+
+def test_budget_reload_under_load_target_sees_one_connection():
+    with Target(limit=1) as target, Server(target) as server:
+        ask_until_answered(server, b"before")
+        answered = 0
+
+        def run(number):
+            nonlocal answered
+            n = 0
+            while not is_over:
+                n += 1
+                try:
+                    with Client(server.address) as client:
+                        answered += client.outcome(tagged(number, n)) == "answered"
+                except (OSError, Closed):
+                    pass
+
+        is_over = False
+        users = [gevent.spawn(run, number) for number in range(4)]
+        for _ in range(2):
+            before = server.workers()
+            server.signal(signal.SIGHUP)
+            wait_until(lambda before=before: server.workers() and not set(before) & set(server.workers()), 10)
+            seen = answered
+            wait_until(lambda seen=seen: answered > seen + 20, 10)
+        is_over = True
+        gevent.joinall(users, raise_error=True)
+        assert target.peak == 1

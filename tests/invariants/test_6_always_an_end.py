@@ -1,0 +1,235 @@
+"""Invariant 6: every request ends within `queue-timeout + connect-timeout + timeout`, by an answer or a close."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from time import monotonic
+
+import gevent
+import pytest
+from gevent.lock import Semaphore
+
+from gmux.client import MAX_AHEAD
+from tests.support.clients import Client
+from tests.support.framing import MPU
+from tests.support.service import MemorySlots, deaf_listener, serving
+from tests.support.stream import Closed
+from tests.support.target import (
+    Target,
+    answer,
+    bytewise,
+    close,
+    closed_port,
+    garbage,
+    half,
+    hang,
+    hold,
+    in_turn,
+    never,
+    pause,
+    reset,
+    twice,
+)
+from tests.support.wait import wait_until
+
+#: Seconds for what is not gmux's: the machine.
+MARGIN = 1.0
+
+FAULTS = {
+    "never": never,
+    "hang": (hang,),
+    "late": (pause(0.1), answer),
+    "byte by byte": (bytewise,),
+    "one byte and another, never all": tuple([half, pause(0.03)] * 8),
+    "half then silence": (half,),
+    "half then hang": (half, hang),
+    "half then close": (half, close),
+    "half then reset": (half, reset),
+    "garbage": (garbage,),
+    "twice": (twice,),
+    "close": (close,),
+    "reset": (reset,),
+}
+
+
+def assert_end(service, payload=b"request", framing=None) -> str:
+    """The client's request ends in time; how it ends."""
+    settings = service.config
+    longest = settings.queue_timeout + settings.connect_timeout + settings.timeout + MARGIN
+    with Client(service.address, framing) if framing else Client(service.address) as client:
+        begin = monotonic()
+        outcome = client.outcome(payload)
+        took = monotonic() - begin
+    assert took < longest
+    return outcome
+
+
+@pytest.mark.parametrize("steps", FAULTS.values(), ids=FAULTS)
+def test_request_under_fault_ends_in_time(steps):
+    settings = {"timeout": "50ms", "connect_timeout": "50ms", "queue_timeout": "100ms"}
+    with Target(steps, MPU) as target, serving(target, **settings) as service:
+        users = [gevent.spawn(assert_end, service, b"%d" % n, MPU) for n in range(5)]
+        gevent.joinall(users, raise_error=True)
+        # A target that hangs is let go, so that the pool is whole at the end.
+        target.behaviour = (answer,)
+        target.released.set()
+
+
+def test_request_target_refuses_connections_ends_at_once():
+    with serving(closed_port()) as service:
+        begin = monotonic()
+        for _ in range(10):
+            assert assert_end(service) == "closed"
+        assert monotonic() - begin < MARGIN
+
+
+def test_request_target_takes_no_connection_ends_in_time():
+    listening, filler = deaf_listener()
+    with listening, filler, serving(listening.getsockname(), connect_timeout="50ms", queue_timeout="1s") as service:
+        users = [gevent.spawn(assert_end, service) for _ in range(10)]
+        gevent.joinall(users, raise_error=True)
+        assert {user.value for user in users} == {"closed"}
+
+
+@pytest.mark.parametrize("steps", [(close,), (reset,), (hang,)], ids=["close", "reset", "hang"])
+def test_request_target_ends_each_new_connection_ends_in_time(steps):
+    settings = {"timeout": "50ms", "queue_timeout": "200ms"}
+    with Target(greeting=steps) as target, serving(target, **settings) as service:
+        for _ in range(3):
+            assert assert_end(service) == "closed"
+        assert target.peak == 1
+        target.released.set()
+
+
+def test_request_target_that_was_down_is_served_when_it_is_up():
+    address = closed_port()
+    with serving(address) as service:
+        assert assert_end(service) == "closed"
+        with Target(address=address) as target:
+            service.wait_ready()
+            assert assert_end(service) == "answered"
+            assert target.peak == 1
+
+
+def test_request_waits_in_vain_ends_after_queue_timeout():
+    settings = {"queue_timeout": "50ms", "timeout": "400ms"}
+    with Target(never) as target, serving(target, **settings) as service, Client(service.address) as first:
+        first.send(b"first")
+        wait_until(lambda: target.requests)
+        begin = monotonic()
+        assert assert_end(service) == "closed"
+        assert 0.04 < monotonic() - begin < 0.35
+        first.receive_end()
+
+
+def test_request_never_complete_ends_after_request_timeout():
+    with Target() as target, serving(target, request_timeout="50ms") as service, Client(service.address) as client:
+        assert client.ask(b"whole") == b"whole"
+        client.send_half(b"unfinished")
+        client.receive_end()
+        assert target.requests == [b"whole"]
+
+
+def test_request_dripped_for_ever_ends_after_request_timeout():
+    """Each byte is a sign of life, but not of a request."""
+
+    def drip(client):
+        with suppress(Closed):
+            while True:
+                client.send_raw(b".")
+                gevent.sleep(0.002)
+
+    with Target() as target, serving(target, request_timeout="50ms") as service, Client(service.address) as client:
+        dripping = gevent.spawn(drip, client)
+        begin = monotonic()
+        client.receive_end()
+        assert monotonic() - begin < MARGIN
+        client.reset()
+        dripping.kill()
+        assert target.requests == []
+
+
+def test_request_all_slots_held_elsewhere_ends_in_time():
+    slots = MemorySlots(1)
+    slot = slots.acquire(0)
+    with Target() as target, serving(target, slots, connect_timeout="30ms") as service:
+        assert assert_end(service) == "closed"
+        assert target.accepted == 0
+        slot.release()
+        service.wait_ready()
+        assert assert_end(service) == "answered"
+
+
+def test_request_too_large_for_a_target_that_reads_nothing_ends_in_time():
+    with Target(greeting=(hang,)) as target, serving(target, timeout="100ms") as service:
+        assert assert_end(service, b"big".ljust(12 << 20, b".")) == "closed"
+        target.greeting = ()
+        target.released.set()
+
+
+def test_client_that_ends_its_input_gets_its_answers_and_the_end():
+    with Target((pause(0.01), answer)) as target, serving(target) as service, Client(service.address) as client:
+        client.pipeline([b"first", b"second", b"third"])
+        client.sock.shutdown(1)
+        assert [client.receive() for _ in range(3)] == [b"first", b"second", b"third"]
+        client.receive_end()
+
+
+def test_client_that_ends_its_input_in_a_request_gets_the_end():
+    with Target() as target, serving(target) as service, Client(service.address) as client:
+        client.send_half(b"request")
+        client.sock.shutdown(1)
+        client.receive_end()
+        service.wait_clients(0)
+        assert target.requests == []
+
+
+def test_clients_when_gmux_stops_get_their_answers_or_the_end():
+    with Target((pause(0.05), answer)) as target, serving(target) as service, ExitStack() as stack:
+        busy, waiting, idle = (stack.enter_context(Client(service.address)) for _ in range(3))
+        busy.send(b"busy")
+        wait_until(lambda: target.requests)
+        waiting.pipeline([b"waiting", b"more"])
+        wait_until(lambda: service.waiting)
+        draining = gevent.spawn(service.route.drain, 5)
+        idle.receive_end()
+        idle.fin()
+        assert busy.receive() == b"busy"
+        busy.receive_end()
+        busy.fin()
+        assert waiting.receive() == b"waiting"
+        # What was sent already may be answered, but then comes the end.
+        with suppress(Closed):
+            assert waiting.receive() == b"more"
+            waiting.receive_end()
+        waiting.fin()
+        assert draining.get() is True
+
+
+def test_client_far_ahead_is_read_again_when_its_answers_are_out():
+    """gmux stops reading a client that is far ahead; here all it was ahead is one whole request."""
+    gate = Semaphore(0)
+    with Target((hold(gate), answer)) as target, serving(target) as service, Client(service.address) as client:
+        client.send(b"first")
+        wait_until(lambda: target.requests)
+        second = b"second".ljust(MAX_AHEAD + 10_000, b".")
+        client.send(second)
+        wait_until(lambda: not any(inside._is_reading for inside in service.clients))
+        for _ in range(3):
+            gate.release()
+        assert client.receive() == b"first"
+        assert client.receive() == second
+        assert client.ask(b"third") == b"third"
+
+
+def test_request_queue_of_a_target_that_goes_down_ends_in_time():
+    with Target(in_turn((pause(0.02), close))) as target, serving(target, retry_delay="5s") as service:
+        first = gevent.spawn(assert_end, service, b"first")
+        wait_until(lambda: target.requests)
+        others = [gevent.spawn(assert_end, service, b"%d" % n) for n in range(10)]
+        wait_until(lambda: service.waiting == 10)
+        target.close()
+        begin = monotonic()
+        gevent.joinall([first, *others], raise_error=True)
+        assert monotonic() - begin < MARGIN
+        assert {user.value for user in others} == {"closed"}

@@ -1,0 +1,256 @@
+"""gmux under test: a route in this process, or the real `gmux server`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent import socket, subprocess
+from gevent.lock import BoundedSemaphore
+
+from gmux import config, net
+from gmux.client import Client
+from gmux.errors import ConnectTimeout
+from gmux.pool import Pool, Slots
+from gmux.route import Route
+from tests.support.target import Target
+from tests.support.wait import wait_until
+
+LOG = logging.getLogger("gmux")
+ROOT = Path(__file__).parents[2]
+
+#: Settings of every test that says nothing else: a target that failed is tried again at once.
+QUICK = {"retry_delay": "10ms"}
+
+
+class MemorySlots:
+    """The slots of one process; it is its own slot, because one is like the other."""
+
+    def __init__(self, size: int) -> None:
+        self.free = BoundedSemaphore(size)
+
+    def acquire(self, seconds: float) -> MemorySlots:
+        if not self.free.acquire(timeout=seconds):
+            raise ConnectTimeout("all slots are taken")
+        return self
+
+    def release(self) -> None:
+        self.free.release()
+
+
+class Service:
+    """A route that serves. Its insides are read, never written, to see that they are whole."""
+
+    def __init__(self, target: tuple[str, int], slots: Slots | None, settings: dict[str, str]) -> None:
+        self.config = config.read(QUICK | settings)
+        listening = net.listen(("127.0.0.1", 0))
+        listening.setblocking(False)
+        self.address = listening.getsockname()
+        self.slots = slots or MemorySlots(self.config.pool_size)
+        self.route = Route(self.config, listening, target, self.slots, LOG)
+
+    @property
+    def pool(self) -> Pool:
+        return self.route._pool
+
+    @property
+    def clients(self) -> set[Client]:
+        return self.route._clients.members
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory that are counted."""
+        return self.route._clients.memory.used
+
+    @property
+    def waiting(self) -> int:
+        return len(self.pool._waiting)
+
+    @property
+    def connected(self) -> int:
+        return len(self.pool._upstreams)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all permits are back and all connections that shall be kept are there."""
+        return self.is_whole and self.connected >= self.config.pool_min
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is under way and no permit is missing; a pool that has stopped has nothing at all."""
+        if self.pool._is_stopping:
+            return not self.connected
+        return self.pool._permits.counter == self.config.pool_size and len(self.pool._idle) == self.connected
+
+    def wait_ready(self) -> None:
+        wait_until(lambda: self.is_ready, what=f"a pool that is ready: {self!r}")
+
+    def wait_clients(self, number: int) -> None:
+        wait_until(lambda: len(self.clients) == number, what=f"{number} clients: {self!r}")
+
+    def __repr__(self) -> str:
+        pool = self.pool
+        return (
+            f"permits {pool._permits.counter}/{self.config.pool_size}, connections {self.connected},"
+            f" idle {len(pool._idle)}, waiting {self.waiting}, clients {len(self.clients)}, held {self.held}"
+        )
+
+
+@contextmanager
+def failing_on_errors() -> Iterator[None]:
+    """Fail when a callback of the loop or a greenlet raises: gevent only prints that."""
+    hub = gevent.get_hub()
+    errors: list[Any] = []
+    usual = hub.handle_error
+
+    def handle_error(context: Any, kind: Any, value: Any, trace: Any) -> None:
+        if not issubclass(kind, hub.NOT_ERROR):
+            errors.append(value)
+        usual(context, kind, value, trace)
+
+    hub.handle_error = handle_error
+    try:
+        yield
+    finally:
+        hub.handle_error = usual
+    assert not errors, f"raised in the loop: {errors!r}"
+
+
+@contextmanager
+def serving(target: Target | tuple[str, int], slots: Slots | None = None, **settings: str) -> Iterator[Service]:
+    """A route to `target`; the protocol is the target's. At the end nothing of it may be left, nor missing."""
+    if isinstance(target, Target):
+        settings = {"protocol": target.framing.protocol} | settings
+        address = (target.server_host, target.server_port)
+    else:
+        address = target
+    service = Service(address, slots, settings)
+    service.route.start()
+    is_good = False
+    try:
+        yield service
+        wait_until(lambda: service.is_whole, what=f"a whole pool: {service!r}")
+        is_good = True
+    finally:
+        service.route.drain(0.05)
+        if is_good:
+            _assert_nothing_left(service)
+
+
+def _assert_nothing_left(service: Service) -> None:
+    pool = service.pool
+    wait_until(lambda: not service.clients, what=f"no client left: {service!r}")
+    assert service.connected == 0, f"upstream connections are left: {service!r}"
+    assert service.waiting == 0, f"requests are left: {service!r}"
+    assert service.held == 0, f"memory is still counted: {service!r}"
+    assert not pool._connecting
+    if isinstance(service.slots, MemorySlots):
+        assert service.slots.free.counter == service.config.pool_size
+
+
+class Server:
+    """The real `gmux server` on a port of its own. Use it in a `with`; it is stopped by its pid.
+
+    `words` go to its command line as they are; a setting that is named there gets the value "" here.
+    """
+
+    def __init__(self, target: Target | tuple[str, int], /, *words: str, **settings: str) -> None:
+        usual = {"listen": "127.0.0.1:0"} | QUICK
+        if isinstance(target, Target):
+            usual["protocol"] = target.framing.protocol
+            target = (target.server_host, target.server_port)
+        usual["target"] = net.format_address(target)
+        flags = [f"--{name.replace('_', '-')}={value}" for name, value in (usual | settings).items() if value]
+        self._is_quiet = "-q" in words
+        self.log: list[str] = []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gmux", "server", *flags, *words],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+        )
+        self.pid = self._process.pid
+        self._reading = gevent.spawn(self._read)
+
+    def __enter__(self) -> Server:
+        try:
+            self.address = wait_until(self._find, 10, "the line that tells the port")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _find(self) -> tuple[str, int] | None:
+        told = re.search(r"listening on (\S+):(\d+)", self.said("listening on"))
+        if told:
+            return told[1].strip("[]"), int(told[2])
+        # A quiet one does not tell; it is known by its socket.
+        port = self._is_quiet and listening_port(self.pid)
+        return ("127.0.0.1", port) if port else None
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def said(self, text: str) -> str:
+        """The last line of the log with `text`, or nothing."""
+        return next((line for line in reversed(self.log) if text in line), "")
+
+    def workers(self) -> list[int]:
+        try:
+            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+        except OSError:
+            return []
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def stop(self) -> int:
+        """TERM, and KILL when that does not help; the exit code."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                for worker in self.workers():
+                    os.kill(worker, signal.SIGKILL)
+                self._process.kill()
+                self._process.wait()
+        self._reading.join(1)
+        return self._process.returncode
+
+    def _read(self) -> None:
+        for line in self._process.stderr:
+            self.log.append(line.decode(errors="replace").rstrip())
+
+
+def listening_port(pid: int) -> int:
+    """The IPv4 port on which the process listens, or 0."""
+    try:
+        links = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return 0  # it has ended, or closed a descriptor while we looked
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ports = [int(row[1].partition(":")[2], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in links]
+    return next(iter(ports), 0)
+
+
+def connecting_sockets(port: int) -> int:
+    """Sockets of this machine that are connecting to `port`: a SYN is out and may still be answered."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[3] == "02" and row[2].endswith(f":{port:04X}") for row in rows)
+
+
+def deaf_listener() -> Any:
+    """A socket that listens and takes no connection any more: its queue is full. The second of the pair fills it."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(0)
+    filler = socket.create_connection(listening.getsockname())
+    return listening, filler

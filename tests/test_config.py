@@ -1,0 +1,318 @@
+"""Settings: every kind of value, good and bad, the defaults, and which settings contradict each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gmux import config
+from gmux.config import BY_FLAG, SETTINGS, Config
+from gmux.errors import ConfigError
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+DAY = 86400.0
+TEN_YEARS = 3650 * DAY
+
+#: For each kind of value one setting of it, what it takes with the value that becomes of it, and what it refuses.
+KINDS = {
+    "queue_timeout": (
+        {
+            "0": 0.0,
+            "1": 1.0,
+            "1s": 1.0,
+            "1.5s": 1.5,
+            "500ms": 0.5,
+            "10s": 10.0,
+            "5m": 300.0,
+            "2h": 7200.0,
+            "1d": DAY,
+            "0.25": 0.25,
+            "3650d": TEN_YEARS,
+        },
+        [
+            "",
+            " ",
+            "-1",
+            "+1",
+            "1 s",
+            " 1s",
+            "1s ",
+            "1s\n",
+            "1S",
+            "1us",
+            "ms",
+            ".5s",
+            "1.",
+            "1,5s",
+            "1e3",
+            "inf",
+            "nan",
+            "1_0",
+            "0x1",
+            "٣s",
+            "3651d",
+            "9" * 400,
+            "one",
+            "1m30s",
+        ],
+    ),
+    "connect_timeout": ({"1ms": 0.001, "10s": 10.0}, ["0", "0s", "0.0ms", "-1s", "", "soon"]),
+    "connect_delay": ({"0": 0.0, "5ms": 0.005}, ["", "-1", "later"]),
+    "spin": (
+        {"0": 0.0, "0us": 0.0, "50us": 50e-6, "1.5us": 1.5e-6, "1ms": 0.001, "1s": 1.0, "1": 1.0},
+        ["", "2", "1001ms", "1000001us", "50µs", "50US", "50 us", "us", "-1us"],
+    ),
+    "max_message": (
+        {
+            "1": 1,
+            "4096": 4096,
+            "64k": 65536,
+            "64K": 65536,
+            "16M": 1 << 24,
+            "1g": 1 << 30,
+            "1kb": 1024,
+            "1KiB": 1024,
+            "10b": 10,
+        },
+        ["", "0", "0k", "-1", "1.5M", "1 M", "1T", "k", "1kk", "1ki", "٣k", "1_000", "1\n", "9" * 16],
+    ),
+    "pool_size": (
+        {"1": 1, "007": 7, "1000": 1000},
+        ["", "0", "1001", "-1", "+1", "1.0", "1 ", "\uff11", "1e2", "9" * 50],
+    ),
+    "queue_limit": ({"0": 0, "1000000": 1000000}, ["1000001", "none"]),
+    "listen": (
+        {
+            "8000": ("", 8000),
+            "0": ("", 0),
+            ":8000": ("", 8000),
+            "65535": ("", 65535),
+            "127.0.0.1:80": ("127.0.0.1", 80),
+            "[::1]:80": ("::1", 80),
+            "[fe80::1%eth0]:80": ("fe80::1%eth0", 80),
+            "localhost:1": ("localhost", 1),
+            "[::]:1": ("::", 1),
+        },
+        [
+            "",
+            "65536",
+            "-1",
+            "http",
+            "host",
+            "host:",
+            "host:http",
+            "::1:80",
+            "::1",
+            "[::1]",
+            "[::1]80",
+            "[::1:80",
+            "::1]:80",
+            "a b:80",
+            "host/path:80",
+            "http://host:80",
+            "host:80\n",
+            "\0:80",
+            "a..b:80",
+            "x" * 64 + ":80",
+            "host:\uff18\uff10",
+            "host: 80",
+        ],
+    ),
+    "target": (
+        {
+            "bank.example:8583": ("bank.example", 8583),
+            "10.0.0.1:1": ("10.0.0.1", 1),
+            "[::1]:80": ("::1", 80),
+            "embedded": None,
+        },
+        ["", "8000", ":8000", "host:0", "[]:80", "Embedded", "embedded ", "host", "host:65536"],
+    ),
+    "protocol": ({"echo": "echo", "mpu": "mpu"}, ["", "Echo", "echo ", "gopher", "ech"]),
+    "log_format": ({"text": "text", "json": "json"}, ["", "TEXT", "xml", "text,json"]),
+    "verbose": ({"true": True, "false": False}, ["", "yes", "1", "True", "on"]),
+}
+GOOD = [(name, text, value) for name, (good, _) in KINDS.items() for text, value in good.items()]
+BAD = [(name, text) for name, (_, bad) in KINDS.items() for text in bad]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_setting_with_a_good_value_takes_it(name, text, value):
+    taken = BY_NAME[name].parse(text)
+    assert taken == (pytest.approx(value) if isinstance(value, float) else value)
+    assert type(taken) is type(value)
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_setting_with_a_bad_value_says_flag_value_and_what_is_allowed(name, text):
+    with pytest.raises(ConfigError) as caught:
+        config.read({name: text})
+    assert_tells(str(caught.value), name, text)
+
+
+def assert_tells(message: str, name: str, text: str) -> None:
+    setting = BY_NAME[name]
+    assert message.startswith(setting.flag + ": ")
+    assert repr(text) in message
+    assert message.endswith(setting.allowed)
+    assert setting.allowed
+    assert len(message.splitlines()) == 1
+
+
+def test_kinds_tested_here_are_all_kinds():
+    tested = {BY_NAME[name].kind.allowed for name in KINDS}
+    counts = re.compile("a whole number from ")
+    assert {s.kind.allowed for s in SETTINGS if not counts.match(s.kind.allowed)} - tested == set()
+
+
+def test_protocol_with_a_typo_gets_a_suggestion():
+    with pytest.raises(ConfigError, match=r"did you mean iso8583\?"):
+        config.read({"protocol": "iso8853"})
+
+
+def test_protocol_that_is_like_none_gets_no_suggestion():
+    with pytest.raises(ConfigError) as caught:
+        config.read({"protocol": "zzz"})
+    assert "did you mean" not in str(caught.value)
+
+
+@given(setting=st.sampled_from(SETTINGS), text=st.text())
+def test_any_text_for_any_setting_gives_a_value_or_a_config_error(setting, text):
+    check_any(setting, text)
+
+
+@given(
+    setting=st.sampled_from(SETTINGS),
+    text=st.text("0123456789.:[]%-+eEkKmMgGbius dhx_\nÀ٣\ud800", max_size=30)
+    | st.from_regex(r"\A[0-9]{1,400}[a-z]{0,2}\Z"),
+)
+def test_any_text_like_a_value_gives_a_value_or_a_config_error(setting, text):
+    check_any(setting, text)
+
+
+def check_any(setting, text: str) -> None:
+    try:
+        value = setting.parse(text)
+    except ConfigError as error:
+        assert_tells(str(error), setting.name, text)
+        return
+    if isinstance(value, (int, float)):
+        assert math.isfinite(value)
+        assert value >= 0
+
+
+# The declarations.
+
+
+def test_fields_of_config_are_the_settings_in_their_order():
+    assert [field.name for field in dataclasses.fields(Config)] == [setting.name for setting in SETTINGS]
+
+
+def test_flags_and_short_names_are_unique():
+    assert len(BY_FLAG) == len(SETTINGS)
+    shorts = [s.short for s in SETTINGS if s.short]
+    assert sorted(set(shorts)) == sorted(shorts)
+
+
+def test_flag_is_the_name_with_dashes():
+    assert BY_NAME["upstream_idle_timeout"].flag == "--upstream-idle-timeout"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: s.name)
+def test_setting_declares_a_help_in_one_line_and_its_default_is_allowed(setting):
+    assert setting.help
+    assert "\n" not in setting.help + setting.default_text
+    setting.parse(setting.default_text)
+
+
+def test_groups_are_contiguous():
+    # The help prints a heading each time the group changes.
+    groups = [s.group for s in SETTINGS]
+    assert len([g for at, g in enumerate(groups) if at == 0 or groups[at - 1] != g]) == len(set(groups))
+
+
+def test_defaults_are_those_of_the_design():
+    defaults = config.read({})
+    assert defaults.protocol == "echo"
+    assert defaults.listen == ("", 8000)
+    assert defaults.target == ("127.0.0.1", 1234)
+    assert (defaults.pool_size, defaults.pool_min) == (1, 1)
+    assert defaults.max_message == 16 << 20
+    assert (defaults.verbose, defaults.quiet, defaults.unsafe_dump) == (False, False, False)
+    # Invariants 6 and 8: nothing waits for ever, and nothing grows for ever, unless someone asked for it.
+    assert min(defaults.queue_timeout, defaults.connect_timeout, defaults.timeout, defaults.request_timeout) > 0
+    assert min(defaults.queue_limit, defaults.max_clients, defaults.spool_limit, defaults.memory_limit) > 0
+
+
+@pytest.mark.parametrize(("processors", "spin"), [({0}, 0.0), ({0, 3}, 50e-6)])
+def test_default_of_spin_needs_two_processors(monkeypatch, processors, spin):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors)
+    assert config.read({}).spin == pytest.approx(spin)
+
+
+def test_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.read({}).pool_size = 2
+
+
+# Settings that meet.
+
+
+def refused(**given_texts: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config.read(given_texts)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def test_pool_min_above_pool_size_is_refused():
+    message = refused(pool_min="3", pool_size="2")
+    assert message == "--pool-min: '3' is not allowed: at most --pool-size, which is 2"
+
+
+def test_pool_min_of_pool_size_is_allowed():
+    assert config.read({"pool_min": "2", "pool_size": "2"}).pool_min == 2
+
+
+def test_idle_timeout_without_pool_min_keeps_no_connection_open():
+    assert config.read({"upstream_idle_timeout": "5m"}).pool_min == 0
+
+
+def test_idle_timeout_of_zero_without_pool_min_keeps_the_default():
+    assert config.read({"upstream_idle_timeout": "0"}).pool_min == 1
+
+
+def test_idle_timeout_with_pool_min_below_pool_size_is_allowed():
+    taken = config.read({"upstream_idle_timeout": "5m", "pool_min": "1", "pool_size": "2"})
+    assert (taken.pool_min, taken.upstream_idle_timeout) == (1, 300.0)
+
+
+def test_idle_timeout_that_could_close_nothing_is_refused():
+    message = refused(upstream_idle_timeout="5m", pool_min="2", pool_size="2")
+    assert message.startswith("--upstream-idle-timeout: ")
+    assert "--pool-min 2" in message
+    assert "--pool-size is 2" in message
+
+
+@pytest.mark.parametrize("delay", ["10s", "11s"])
+def test_connect_delay_not_below_the_queue_timeout_is_refused(delay):
+    message = refused(connect_delay=delay, queue_timeout="10s")
+    assert message.startswith(f"--connect-delay: '{delay}' is not allowed")
+    assert "--queue-timeout, which is 10s" in message
+
+
+@pytest.mark.parametrize(("delay", "limit"), [("9s", "10s"), ("1h", "0")])
+def test_connect_delay_below_the_queue_timeout_or_without_one_is_allowed(delay, limit):
+    config.read({"connect_delay": delay, "queue_timeout": limit})
+
+
+def test_quiet_with_verbose_is_refused():
+    message = refused(quiet="true", verbose="true")
+    assert "--quiet" in message
+    assert "--verbose" in message

@@ -1,0 +1,249 @@
+"""Bytes go out of a spool as they came in, and its limits hold, in memory and on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gmux import spool
+from gmux.spool import CHUNK, Full, Memory, Spool
+
+
+def drain(held: Spool) -> bytes:
+    """All of it, in the manner of gmux: read until nothing comes."""
+    pieces = iter(held.read, b"")
+    return b"".join(pieces)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_spool_in_memory_gives_back_what_was_written():
+    memory = Memory(100)
+    held = Spool(memory, 100, 1000)
+    held.write(b"one ")
+    held.write(b"two")
+    assert (len(held), memory.used) == (7, 7)
+    assert drain(held) == b"one two"
+    assert (len(held), memory.used) == (0, 0)
+    assert held.read() == b""
+
+
+def test_spool_above_its_memory_goes_on_in_a_file_in_order():
+    memory = Memory(1000)
+    held = Spool(memory, 10, 1000)
+    for piece in (b"123456", b"7890", b"abc", b"de"):
+        held.write(piece)
+    assert (len(held), memory.used) == (15, 10)
+    assert held.read() == b"1234567890"
+    # The file is not empty: what comes now stands behind it, although memory has room.
+    held.write(b"f")
+    assert memory.used == 0
+    assert drain(held) == b"abcdef"
+
+
+def test_spool_without_common_memory_uses_a_file():
+    memory = Memory(5)
+    first, second = Spool(memory, 100, 100), Spool(memory, 100, 100)
+    first.write(b"12345")
+    second.write(b"6")
+    assert memory.used == 5
+    assert (drain(first), drain(second)) == (b"12345", b"6")
+
+
+def test_emptied_file_is_closed_and_memory_serves_again():
+    memory = Memory(100)
+    held = Spool(memory, 4, 100)
+    before = open_files()
+    held.write(b"too long")
+    assert open_files() == before + 1
+    assert drain(held) == b"too long"
+    assert open_files() == before
+    held.write(b"new")
+    assert memory.used == 3
+
+
+def test_file_is_read_in_chunks():
+    held = Spool(Memory(0), 0, 1 << 20)
+    held.write(b"x" * (2 * CHUNK + 1))
+    assert [len(piece) for piece in iter(held.read, b"")] == [CHUNK, CHUNK, 1]
+
+
+@pytest.mark.parametrize("memory_limit", [0, 10, 5])
+def test_spool_at_its_limit_is_full_and_keeps_what_it_has(memory_limit):
+    memory = Memory(100)
+    held = Spool(memory, memory_limit, 10)
+    held.write(b"12345")
+    held.write(b"67890")
+    with pytest.raises(Full, match="more than 10 bytes"):
+        held.write(b"x")
+    assert len(held) == 10
+    assert drain(held) == b"1234567890"
+    held.write(b"again")
+    assert drain(held) == b"again"
+    assert memory.used == 0
+
+
+def test_close_drops_everything_and_may_be_called_twice():
+    memory = Memory(100)
+    held = Spool(memory, 4, 100)
+    before = open_files()
+    held.write(b"1234")
+    held.write(b"on disk")
+    held.close()
+    held.close()
+    assert (len(held), memory.used, open_files()) == (0, 0, before)
+    assert held.read() == b""
+
+
+def test_empty_write_does_not_hide_what_follows():
+    held = Spool(Memory(spool.SMALL), spool.SMALL, 1 << 20)
+    held.write(b"x" * spool.SMALL)
+    held.write(b"")
+    held.write(b"on disk")
+    assert drain(held) == b"x" * spool.SMALL + b"on disk"
+
+
+def test_many_tiny_writes_are_few_chunks():
+    held = Spool(Memory(1 << 20), 1 << 20, 1 << 20)
+    began = time.process_time()
+    for _ in range(100_000):
+        held.write(b"x")
+    assert len(list(iter(held.read, b""))) <= 100_000 / spool.SMALL + 1
+    assert time.process_time() - began < 2
+
+
+# A disk that is full.
+
+
+def test_temporary_file_that_cannot_be_made_is_full(monkeypatch):
+    def refuse(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spool, "TemporaryFile", refuse)
+    held = Spool(Memory(100), 4, 100)
+    held.write(b"1234")
+    with pytest.raises(Full, match="No space left on device"):
+        held.write(b"5")
+    assert len(held) == 4
+    assert drain(held) == b"1234"
+
+
+FULL_DISK = """
+import resource
+from gmux.spool import Full, Memory, Spool
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+memory = Memory(1000)
+held = Spool(memory, 1000, 1 << 30)
+held.write(b"a" * 1000)
+held.write(b"b" * 40_000)
+try:
+    held.write(b"c" * 40_000)  # the first half of it fits
+except Full as error:
+    print(error)
+assert len(held) == 41_000
+held.write(b"d" * 10_000)
+assert b"".join(iter(held.read, b"")) == b"a" * 1000 + b"b" * 40_000 + b"d" * 10_000
+assert (len(held), memory.used) == (0, 0)
+"""
+
+
+def test_file_that_the_disk_does_not_take_is_full_and_keeps_what_it_has():
+    # The kernel's limit on the size of a file acts as a disk that is full: a partial write, then an error.
+    done = subprocess.run([sys.executable, "-c", FULL_DISK], capture_output=True, text=True, timeout=20)
+    assert done.stderr == ""
+    assert done.stdout == "the temporary file cannot be written: File too large\n"
+
+
+# Any interleaving.
+
+
+class SpoolsModel(RuleBasedStateMachine):
+    """Two spools that share one memory, beside two bytearrays."""
+
+    LIMIT = 30_000
+    MEMORY_LIMIT = 9_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory(12_000)
+        self.spools = [Spool(self.memory, self.MEMORY_LIMIT, self.LIMIT) for _ in range(2)]
+        self.models = [bytearray(), bytearray()]
+        self.count = 0
+
+    which = st.integers(0, 1)
+    size = st.one_of(st.integers(0, 50), st.sampled_from([4095, 4096, 4097, 8999, 9000, 9001]), st.integers(0, 31_000))
+
+    @rule(which=which, size=size)
+    def write(self, which: int, size: int) -> None:
+        # Each byte tells where it comes from, so that a wrong order shows.
+        data = bytes((self.count + at) % 251 for at in range(size))
+        self.count += size
+        model = self.models[which]
+        if len(model) + size > self.LIMIT:
+            with pytest.raises(Full):
+                self.spools[which].write(data)
+        else:
+            self.spools[which].write(data)
+            model += data
+
+    @rule(which=which)
+    def read(self, which: int) -> None:
+        model = self.models[which]
+        data = self.spools[which].read()
+        assert bool(data) == bool(model)
+        assert data == model[: len(data)]
+        del model[: len(data)]
+
+    @rule(which=which)
+    def read_all(self, which: int) -> None:
+        assert drain(self.spools[which]) == self.models[which]
+        self.models[which].clear()
+
+    @rule(which=which)
+    def close(self, which: int) -> None:
+        self.spools[which].close()
+        self.models[which].clear()
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        assert [len(s) for s in self.spools] == [len(m) for m in self.models]
+        assert 0 <= self.memory.used <= self.memory.limit
+
+    @precondition(lambda self: not any(self.models))
+    @invariant()
+    def empty_spools_hold_no_memory(self) -> None:
+        assert self.memory.used == 0
+
+    def teardown(self) -> None:
+        for held in self.spools:
+            held.close()
+        assert self.memory.used == 0
+
+
+TestSpoolsModel = SpoolsModel.TestCase
+TestSpoolsModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# Memory.
+
+
+def test_memory_takes_up_to_its_limit_and_counts_nothing_past_it():
+    memory = Memory(10)
+    assert memory.take(10)
+    assert not memory.take(1)
+    assert memory.used == 10
+    memory.give(4)
+    assert not memory.take(5)
+    assert memory.take(4)
+    assert memory.used == 10
