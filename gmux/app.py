@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from gmux import net, samples, slots
 from gmux.codecs import registry
@@ -20,8 +21,20 @@ from gmux.logs import LOGGER, DropTracebacks
 GRACE = 2
 
 
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's arbiter without the signals that one worker with the whole pool cannot follow.
+
+    A second worker would take clients and find no connection left for them; an upgraded one would find the port taken.
+    """
+
+    def _ignore(self) -> None:
+        LOGGER.warning("this signal is not offered: gmux runs one worker; TERM, INT and QUIT stop it, HUP renews it")
+
+    handle_ttin = handle_ttou = handle_usr2 = _ignore
+
+
 class ArbiterLog:
-    """What gunicorn's arbiter logs, in gmux's log: its talk at debug level, what went wrong as it is."""
+    """What gunicorn's arbiter logs, in gmux's log: its talk is dropped, what went wrong stays as it is."""
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
@@ -34,7 +47,7 @@ class ArbiterLog:
         pass
 
     def info(self, message: str, *args: Any, **kwargs: Any) -> None:
-        LOGGER.debug(message.replace("gunicorn", "arbiter"), *args)
+        pass
 
     def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
         LOGGER.warning(message, *args)
@@ -82,6 +95,9 @@ class App(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         return self
+
+    def run(self) -> None:
+        Master(self).run()
 
 
 def raise_descriptor_limit() -> None:

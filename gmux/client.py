@@ -219,6 +219,11 @@ class Client:
             self._refuse(error, None)
         except Full as error:
             self._refuse(Overloaded(f"the request cannot be held: {error}"), None)
+        except Exception:
+            # A codec's own fault, of another package perhaps. It ends with this client: the caller may be the upstream
+            # connection, which goes on for all.
+            self._shared.log.exception("%s: the codec failed", self.name)
+            self._reset()
         finally:
             self._is_advancing = False
 

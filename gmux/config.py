@@ -193,7 +193,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("client_idle_timeout", SECONDS, "0", "close a client without a request for so long", "Clients"),
     Setting("client_write_timeout", SECONDS, "60s", "close a client that takes nothing of its answer", "Clients"),
     Setting("spool_memory", SIZE, "256k", "of a message held in memory; above, a temporary file", "Clients"),
-    Setting("spool_limit", SIZE, "1G", "of answers held for one slow client", "Clients"),
+    Setting("spool_limit", SIZE, "1G", "of one request or answer held, in memory and file", "Clients"),
     Setting("memory_limit", SIZE, "512M", "held in memory for all clients together", "Clients"),
     Setting("graceful_timeout", POSITIVE_SECONDS, "30s", "time for requests under way after TERM", "Service"),
     Setting("spin", SPIN, default_spin, "poll, not sleep, while an answer may come; 0 saves CPU", "Service"),
@@ -259,6 +259,11 @@ def read(given: Mapping[str, str]) -> Config:
         raise ConfigError(
             f"--connect-delay: '{config.connect_delay:g}s' is not allowed: it counts as waiting, so it must be shorter"
             f" than --queue-timeout, which is {config.queue_timeout:g}s"
+        )
+    if config.upstream_max_age and config.upstream_max_age <= config.connect_delay:
+        raise ConfigError(
+            f"--upstream-max-age: '{config.upstream_max_age:g}s' is not allowed: it must be longer than"
+            f" --connect-delay, which is {config.connect_delay:g}s"
         )
     if config.verbose and config.quiet:
         raise ConfigError("--quiet: is not allowed together with --verbose")

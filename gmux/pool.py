@@ -29,7 +29,7 @@ from gmux.spinner import Spinner
 from gmux.trace import Trace
 from gmux.upstream import CLOSE_TIMEOUT, Upstream
 
-#: The longest pause between two attempts to connect, seconds.
+#: The longest pause between two attempts to connect, seconds; a longer first one stands.
 MAX_RETRY_DELAY = 30.0
 
 #: Each pause is up to this share shorter, so that several gmux do not knock at a target in step.
@@ -140,8 +140,9 @@ class Pool:
         if self._retry_timer is not None and self._is_down:
             # Until the next attempt the target is known to be down: waiting would help nobody.
             exchange.asker.fail(exchange, self._last_error)
-        elif len(self._waiting) >= self._settings.queue_limit:
-            exchange.asker.fail(exchange, Overloaded(f"{self._settings.queue_limit} requests are waiting"))
+        elif len(self._waiting) >= self._settings.queue_limit + len(self._connecting):
+            # Those that a new connection is being made for do not wait for others.
+            exchange.asker.fail(exchange, Overloaded(f"the queue is full: {self._settings.queue_limit} wait"))
         else:
             self._waiting.add(exchange)
 
@@ -172,7 +173,7 @@ class Pool:
     def _rested(self, upstream: Upstream) -> None:
         age = monotonic() - upstream.opened
         if self._settings.max_age and age >= self._settings.max_age:
-            upstream.close(f"{age:.0f} s old")
+            upstream.retire(f"{age:.0f} s old")
         else:
             self._hand_over(upstream)
 
@@ -195,7 +196,7 @@ class Pool:
         self._log.info("closed target connection: %s (%s)", upstream.name, reason)
         if upstream.used or monotonic() - upstream.opened >= self._settings.retry_delay:
             self._failures = 0
-        elif not self._is_stopping:
+        elif not (upstream.is_retired or self._is_stopping):
             # It took the connection only to end it: to knock again at once would be a busy loop.
             self._pause(ConnectError(f"the target {self._where} closes new connections ({reason})"))
         self._settle()
@@ -295,7 +296,8 @@ class Pool:
         self._last_error = error
         if self._retry_timer is not None:
             return
-        delay = min(self._settings.retry_delay * 2 ** min(self._failures, 16), MAX_RETRY_DELAY)
+        first = self._settings.retry_delay
+        delay = min(first * 2 ** min(self._failures, 16), max(first, MAX_RETRY_DELAY))
         delay *= 1 - random.random() * RETRY_JITTER
         self._failures += 1
         self._log.warning("%s; next attempt in %.1f s", error, delay)
@@ -344,10 +346,10 @@ class Pool:
         if upstream not in self._idle:
             return  # busy; the clock starts anew when it is idle again
         if self._kept() > self._settings.minimum:
-            upstream.close(f"idle for {self._settings.idle_timeout:g} s")
+            upstream.retire(f"idle for {self._settings.idle_timeout:g} s")
         else:
             self._idling.add(upstream)
 
     def _aged(self, upstream: Upstream) -> None:
         if upstream in self._idle:
-            upstream.close(f"{self._settings.max_age:g} s old")
+            upstream.retire(f"{self._settings.max_age:g} s old")

@@ -53,6 +53,16 @@ class FileSlot:
         os.close(self._descriptor)
 
 
+class OwnSlots:
+    """For a target that no other process knows: the pool's own count is enough. It is its own slot, too."""
+
+    def acquire(self, seconds: float) -> OwnSlots:
+        return self
+
+    def release(self) -> None:
+        pass
+
+
 class FileSlots:
     """The slots of one target on this machine."""
 

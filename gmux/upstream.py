@@ -15,6 +15,7 @@ FIN, and must never see the new one first (invariant 1).
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -66,11 +67,13 @@ class Upstream:
         "used",
         "is_closing",
         "is_closed",
+        "is_retired",
         "verbose",
         "_owner",
         "_sock",
         "_send",
         "_recv_into",
+        "_poll",
         "_decoder",
         "_kick",
         "_reader",
@@ -86,12 +89,16 @@ class Upstream:
         self.name = f"{net.format_address(sock.getsockname())} <-> {net.format_address(sock.getpeername())}"
         self.opened = monotonic()
         self.used = 0
-        self.is_closing = self.is_closed = False
+        self.is_closing = self.is_closed = self.is_retired = False
         self.verbose = verbose
         self._owner = owner
         self._sock = sock
         self._send = sock.send
         self._recv_into = sock.recv_into
+        # Asked before each request: a poll costs a third of a peek, which would raise in the common case.
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        self._poll = poller.poll
         self._decoder = decoder
         self._kick = kick
         loop = get_hub().loop
@@ -105,13 +112,7 @@ class Upstream:
 
     def is_stale(self) -> bool:
         """Whether the connection has ended, or holds bytes nobody asked for, that the loop has not seen yet."""
-        try:
-            self._recv_into(READ_BUFFER, 1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        return True
+        return bool(self._poll(0))
 
     def send(self, exchange: Exchange) -> None:
         """Put the exchange's request on the idle connection."""
@@ -153,6 +154,11 @@ class Upstream:
         else:
             self._owner.closing(self, reason)
 
+    def retire(self, reason: str) -> None:
+        """Close a sound connection that is not wanted any more: no sign of a target that is down."""
+        self.is_retired = True
+        self.close(reason)
+
     def abort(self) -> None:
         """End the connection at once, with a reset."""
         net.prepare_reset(self._sock)
@@ -171,7 +177,7 @@ class Upstream:
         except BlockingIOError:
             return
         except OSError as error:
-            self._on_end(error.strerror or str(error))
+            self._on_end(error.strerror or str(error), is_broken=True)
             return
         if not size:
             self._on_end("closed by the target")
@@ -189,6 +195,8 @@ class Upstream:
             self._pass_on(exchange, decoder)
         except BadAnswer as error:
             self.fail(error)
+        except Exception as error:  # a codec's own fault, of another package perhaps
+            self.fail(BadAnswer(f"the codec failed: {error!r}"))
 
     def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
@@ -219,12 +227,15 @@ class Upstream:
             self._owner.freed(self)
         exchange.asker.deliver(exchange, part)
 
-    def _on_end(self, reason: str) -> None:
+    def _on_end(self, reason: str, is_broken: bool = False) -> None:
+        """The target sends no more. Only a FIN can end an answer; broken off, there may have been more to it."""
         exchange = self.exchange
         if exchange is None:
             self._close_now(self._close_reason or reason)
             return
         try:
+            if is_broken:
+                raise BadAnswer("the target broke off the connection")
             self._decoder.receive_eof()
             # Some answers end with the connection. The next request needs another one: nothing is handed over here.
             self._close_now(reason)

@@ -19,6 +19,7 @@ from gunicorn.workers.base import Worker
 from gmux import net, samples, slots
 from gmux.config import Config
 from gmux.logs import LOGGER
+from gmux.pool import Slots
 from gmux.route import Route
 
 #: Seconds between two signs of life to the arbiter.
@@ -53,7 +54,11 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         target = config.target or samples.serve(config.protocol, config.pool_size)
         listening = socket.socket(fileno=os.dup(self.sockets[0].fileno()))
         listening.setblocking(False)
-        keeper = slots.FileSlots(self.app.runtime_dir, net.format_address(target), config.pool_size, LOGGER)
+        keeper: Slots = (
+            slots.FileSlots(self.app.runtime_dir, net.format_address(target), config.pool_size, LOGGER)
+            if config.target
+            else slots.OwnSlots()
+        )
         self._route = Route(config, listening, target, keeper, LOGGER)
 
     def run(self) -> None:

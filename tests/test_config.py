@@ -316,3 +316,9 @@ def test_quiet_with_verbose_is_refused():
     message = refused(quiet="true", verbose="true")
     assert "--quiet" in message
     assert "--verbose" in message
+
+
+def test_upstream_max_age_not_above_connect_delay_is_refused():
+    """Such a connection would be too old for its first request, for ever."""
+    with pytest.raises(ConfigError, match=r"--upstream-max-age: '0\.2s' is not allowed: .* --connect-delay"):
+        config.read({"upstream_max_age": "200ms", "connect_delay": "400ms"})

@@ -38,9 +38,8 @@ _OURS = frozenset(
 #: A Connection field may not take these from a message.
 _NEVER_NOMINATED = frozenset((b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive"))
 
-_BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"(?:(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_ABSOLUTE = re.compile(rb"(?i:https?)://([^/?#]*)([/?][!-\"$-~]*)?")
+_ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]*)([/?][!-\"$-~]*)?")
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9]\.[0-9]\r\n")
 _TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE)
 
@@ -71,8 +70,11 @@ def take(buffer: Buffer, max_head: int) -> bytes | None:
         if b"\r\n" not in (head or buffer.peek(max_head))[:max_head]:
             raise TargetNameTooLong(f"a request line is longer than {max_head} bytes")
         raise HeadTooLarge(f"a head is longer than {max_head} bytes")
-    if head is None and _BARE_LF.search(buffer.peek(max_head)):
-        raise FramingError("a line in a head ends in a bare LF")
+    if head is None:
+        held = buffer.peek(max_head)
+        if b"\n\n" in held or b"\n\r\n" in held:
+            # Whoever ends a head so waits for an answer, and would wait until the request times out.
+            raise FramingError("a line in a head ends in a bare LF")
     return head
 
 

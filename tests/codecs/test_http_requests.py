@@ -157,6 +157,13 @@ ACCEPTED: list[tuple[str, bytes, list[bytes] | None]] = [
         [get(b"C: 3")],
     ),
     ("9110-7.6.1 Connection twice", get(b"Connection: b", b"B: 1", b"Connection: c", b"C: 1"), [get()]),
+    ("9110-7.6.1 Connection twice, close last", get(b"Connection: b", b"B: 1", b"Connection: close"), [get()]),
+    ("9110-7.6.1 Host is not taken away with others", get(b"Connection: host, b", b"B: 1"), [get()]),
+    (
+        "9110-7.6.1 a length is not taken away with others",
+        post(b"B: 1", b"Content-Length: 5", b"Connection: b, Content-Length"),
+        [SIZED],
+    ),
     ("9110-7.6.1 Host is never taken away", get(b"Connection: host, close"), [get()]),
     (
         "9110-7.6.1 Content-Length is never taken away",
@@ -334,6 +341,8 @@ REFUSED: list[tuple[str, bytes, type[FramingError]]] = [
     ("9112-7.1 bare LF behind the size", chunked(b"5\nhello\r\n0\r\n\r\n"), BAD),
     ("9112-7.1 CR CR LF behind the size", chunked(b"5\r\r\nhello\r\n0\r\n\r\n"), BAD),
     ("9112-7.1 no CRLF behind the data", chunked(b"5\r\nhello0\r\n\r\n"), BAD),
+    ("9112-7.1 two other bytes behind the data", chunked(b"5\r\nhelloXY0\r\n\r\n"), BAD),
+    ("9112-7.1 LF CR behind the data", chunked(b"5\r\nhello\n\r0\r\n\r\n"), BAD),
     ("9112-7.1 bare LF behind the data", chunked(b"5\r\nhello\n0\r\n\r\n"), BAD),
     ("9112-7.1 bare CR behind the data", chunked(b"5\r\nhello\r0\r\n\r\n"), BAD),
     ("9112-7.1 data longer than its size", chunked(b"4\r\nhello\r\n0\r\n\r\n"), BAD),

@@ -1,0 +1,164 @@
+"""The flags of the service: its end, its processor time and its log."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from contextlib import ExitStack
+from time import monotonic
+
+import gevent
+import iso8583
+import pytest
+from gevent.lock import Semaphore
+from iso8583.specs import default_ascii
+
+from gmux import spinner
+from gmux.net import format_address
+from tests.flags.support import ask_http, cpu_seconds
+from tests.support.clients import Client
+from tests.support.framing import HTTP, ISO8583
+from tests.support.service import Server, serving
+from tests.support.target import Target, answer, closed_port, hold, never
+from tests.support.wait import wait_until
+
+CARD = "4000001234567899"
+
+
+# The end.
+
+
+def test_graceful_timeout_over_cuts_off_requests_under_way():
+    with Target(never) as target, Server(target, graceful_timeout="300ms") as server:
+        with Client(server.address) as client:
+            client.send(b"request")
+            wait_until(lambda: target.requests)
+            begin = monotonic()
+            assert server.stop() == 0
+            assert 0.29 <= monotonic() - begin < 4
+            assert client.outcome(b"") == "closed"
+        assert server.said("requests were cut off after 0.3 s of draining")
+
+
+def test_graceful_timeout_not_over_lets_requests_under_way_end():
+    gate = Semaphore(0)
+    with Target((hold(gate), answer)) as target, Server(target, graceful_timeout="5s") as server:
+        with Client(server.address) as client, Client(server.address) as idle:
+            client.send(b"request")
+            wait_until(lambda: target.requests)
+            server.signal(signal.SIGTERM)
+            idle.receive_end()  # so draining has begun
+            gate.release()
+            assert client.receive() == b"request"
+        assert server.stop() == 0
+        assert not server.said("cut off")
+
+
+# Processor time.
+
+
+def test_spin_one_second_is_seen_as_processor_time_after_a_request():
+    with Target() as target, Server(target, spin="1s") as server, Client(server.address) as client:
+        client.ask(b"first")
+        (worker,) = server.workers()
+        before = cpu_seconds(worker)
+        client.ask(b"second")
+        wait_until(lambda: cpu_seconds(worker) - before >= 0.2)
+
+
+@pytest.mark.parametrize(("spin", "polls"), [("0", False), ("50us", True)])
+def test_spin_looks_at_the_clock_only_for_a_time_after_a_request(monkeypatch, spin, polls):
+    """In process: 50 us cannot be seen from outside. Each turn of a loop that polls looks at the clock."""
+    looks = 0
+
+    def counting() -> float:
+        nonlocal looks
+        looks += 1
+        return monotonic()
+
+    monkeypatch.setattr(spinner, "monotonic", counting)
+    with Target() as target, serving(target, spin=spin) as service, Client(service.address) as client:
+        service.wait_ready()
+        client.ask(b"request")
+        assert bool(looks) is polls
+        gevent.sleep(0.01)
+        before = looks
+        gevent.sleep(0.05)
+        assert looks == before
+
+
+def test_spin_or_not_idle_service_uses_no_processor_time():
+    with ExitStack() as stack:
+        pids = []
+        for spin in ("0", "50us"):
+            # One target each: two services share the connections to one.
+            target = stack.enter_context(Target())
+            server = stack.enter_context(Server(target, spin=spin))
+            with Client(server.address) as client:
+                client.ask(b"request")
+            pids += [server.pid, *server.workers()]
+        assert len(pids) == 4
+        before = list(map(cpu_seconds, pids))
+        gevent.sleep(0.4)
+        # A loop that polls would use all of it.
+        assert all(cpu_seconds(pid) - was <= 0.05 for pid, was in zip(pids, before, strict=True))
+
+
+# The log.
+
+
+def test_log_format_json_is_an_object_a_line():
+    with Target(framing=HTTP) as target:
+        with Server(target, log_format="json") as server, Client(server.address, HTTP) as client:
+            client.send_raw(b"not HTTP\r\n\r\n")
+            client.receive()
+        lines = [json.loads(line) for line in server.log]
+    assert {(line["level"], line["message"].partition(" on ")[0]) for line in lines} >= {("info", "listening")}
+    assert [line["level"] for line in lines].count("warning") == 1
+    assert {frozenset(line) for line in lines} == {frozenset(("time", "level", "message"))}
+
+
+def test_quiet_logs_warnings_alone():
+    with Server(closed_port(), "-q", protocol="http", retry_delay="25s") as server:
+        assert ask_http(server)[0] == 502
+    assert len(server.log) == 2  # of the target, and of the client that was refused
+    assert {line[:5] for line in server.log} == {"WARN["}
+
+
+def test_verbose_dumps_messages_with_direction_and_connection():
+    with Target(framing=HTTP) as target:
+        with Server(target, "-v") as server, Client(server.address, HTTP) as client:
+            name = format_address(client.sock.getsockname())
+            client.send_raw(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.receive() == b"hello"
+            (where,) = (format_address(connection.sock.getpeername()) for connection in target.connections)
+        there = format_address((target.server_host, target.server_port))
+    # Its end brings the rest of the log.
+    log = "\n".join(server.log)
+    for line in (
+        rf"DEBU\[\S+\] #1 {name} -> {there} \({where} <-> {there}\) \d+ bytes",
+        rf"DEBU\[\S+\] {there} -> #1 {name} \({where} <-> {there}\) \d+ bytes",
+        r"00000000  47 45 54 20 2f 68 65 6c 6c 6f 20 48 54 54 50 2f  \|GET /hello HTTP/\|",
+    ):
+        assert re.search(rf"^{line}$", log, re.MULTILINE), line
+
+
+def dumped(*words: str) -> str:
+    """The text column of what is logged when a message with a card number passes."""
+    message, _ = iso8583.encode({"t": "0200", "2": CARD, "11": "654321"}, default_ascii)
+    with ExitStack() as stack:
+        target = stack.enter_context(Target(framing=ISO8583))
+        server = stack.enter_context(Server(target, *words))
+        client = stack.enter_context(Client(server.address, ISO8583))
+        assert client.ask(bytes(message)) == bytes(message)
+    return "".join(line.partition("|")[2].rstrip("|") for line in server.log)
+
+
+def test_unsafe_dump_with_verbose_shows_the_card_number():
+    jobs = [gevent.spawn(dumped, *words) for words in (["-v"], ["-v", "--unsafe-dump"], ["--unsafe-dump"])]
+    masked, shown, nothing = (job.get() for job in jobs)
+    assert masked.count("654321") == shown.count("654321") == 2  # the dumps of request and answer
+    assert masked.count("*" * len(CARD)) == shown.count(CARD) == 2
+    assert CARD not in masked
+    assert nothing == ""
