@@ -96,12 +96,8 @@ def check_lines(head: bytes) -> None:
 def parse_request(head: bytes) -> gunicorn_h1c.HttpRequest:
     """Raises FramingError and its kinds."""
     try:
-        return gunicorn_h1c.parse_request_fast(
-            head,
-            limit_request_line=MAX_REQUEST_LINE,
-            limit_request_fields=MAX_FIELDS,
-            limit_request_field_size=len(head),
-        )
+        # By position, which is faster: bytes parsed before, and the limits of line, number of fields and one field.
+        return gunicorn_h1c.parse_request_fast(head, 0, MAX_REQUEST_LINE, MAX_FIELDS, len(head))
     except gunicorn_h1c.LimitRequestLine:
         raise TargetNameTooLong(f"a request line is longer than {MAX_REQUEST_LINE} bytes") from None
     except gunicorn_h1c.LimitRequestHeaders as error:

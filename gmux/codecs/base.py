@@ -18,7 +18,7 @@ as one or more `Part`s. What they hold is what goes to the other side, already i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from gmux.errors import ExchangeError
 
@@ -38,19 +38,17 @@ class Request:
     whole       false: `Part`s follow until the one with `last`
     repeatable  may be sent again when a reused connection closed before the first byte of the answer
     close       the client's connection ends after the answer
-    context     what the codec itself must know again to frame the answer and to word a refusal
+
+    A codec that must know more of it to frame the answer or to word a refusal makes a subclass.
     """
 
-    __slots__ = ("data", "whole", "repeatable", "close", "context")
+    __slots__ = ("data", "whole", "repeatable", "close")
 
-    def __init__(
-        self, data: bytes, whole: bool = True, repeatable: bool = False, close: bool = False, context: Any = None
-    ) -> None:
+    def __init__(self, data: bytes, whole: bool = True, repeatable: bool = False, close: bool = False) -> None:
         self.data = data
         self.whole = whole
         self.repeatable = repeatable
         self.close = close
-        self.context = context
 
 
 class Part:

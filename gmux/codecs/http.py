@@ -7,7 +7,7 @@ stated exactly once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import cast
 
 from gmux.codecs import _http_head
 from gmux.codecs._buffer import Buffer
@@ -61,8 +61,10 @@ STATUS: dict[type[ExchangeError], bytes] = {
 }
 
 
-class Asked(NamedTuple):
-    """What the framing of an answer depends on: the request's method and version."""
+class HttpRequest(Request):
+    """With what the framing of its answer depends on."""
+
+    __slots__ = ("method", "minor_version")
 
     method: bytes
     minor_version: int
@@ -83,6 +85,7 @@ class HttpCodec:
 
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
         status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+        request = cast("HttpRequest | None", request)
         # A request that was not read to its end leaves its rest on the connection, so the connection ends.
         close = request is None or request.close
         text = f"gmux: {error}\n".encode()
@@ -96,9 +99,9 @@ class HttpCodec:
             lines.append(b"Retry-After: %d" % RETRY_AFTER)
         if close:
             lines.append(b"Connection: close")
-        elif request is not None and not request.context.minor_version:
+        elif request is not None and not request.minor_version:
             lines.append(b"Connection: keep-alive")
-        if request is not None and request.context.method == b"HEAD":
+        if request is not None and request.method == b"HEAD":
             text = b""
         return Refusal(b"\r\n".join(lines) + b"\r\n\r\n" + text, close)
 
@@ -141,7 +144,7 @@ class HttpRequestDecoder(Buffer):
             self._owes_continue = False
         return part
 
-    def _begin(self, head: bytes) -> Request:
+    def _begin(self, head: bytes) -> HttpRequest:
         parsed = _http_head.parse_request(head)
         method, path, minor_version = parsed.method, parsed.path, parsed.minor_version
         if method == b"CONNECT":
@@ -170,12 +173,14 @@ class HttpRequestDecoder(Buffer):
             _http_head.check_lines(head)
         options = framing.options
         closes = b"close" in options if minor_version else b"keep-alive" not in options or b"close" in options
-        request = Request(data, True, method in IDEMPOTENT, closes, Asked(method, minor_version))
+        request = HttpRequest(data, True, method in IDEMPOTENT, closes)
+        request.method = method
+        request.minor_version = minor_version
         if framing.is_chunked or framing.length:
             self._begin_body(request, framing)
         return request
 
-    def _begin_body(self, request: Request, framing: _http_head.Framing) -> None:
+    def _begin_body(self, request: HttpRequest, framing: _http_head.Framing) -> None:
         limit = self._limits.max_message
         length = framing.length
         if length is None:
@@ -188,7 +193,7 @@ class HttpRequestDecoder(Buffer):
         else:
             self._body = LengthBody(length)
         # RFC 9110 section 10.1.1: HTTP/1.0 has no such expectation.
-        self._owes_continue = framing.expects_continue and request.context.minor_version == 1 and not len(self)
+        self._owes_continue = framing.expects_continue and request.minor_version == 1 and not len(self)
         request.whole = False
 
 
@@ -200,12 +205,12 @@ class HttpAnswerDecoder(Buffer):
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self._limits = limits
-        self._request: Request | None = None
+        self._request: HttpRequest | None = None
         self._body: Body | None = None
         self._close = self._reusable = self._has_ended = False
 
     def expect(self, request: Request) -> None:
-        self._request = request
+        self._request = request  # type: ignore[assignment]  # this codec's own
 
     def receive_eof(self) -> None:
         if self._body is None or self._body.end() is None:
@@ -240,33 +245,32 @@ class HttpAnswerDecoder(Buffer):
     def _next_head(self) -> Part | None:
         request = self._request
         assert request is not None
-        asked: Asked = request.context
         while True:
             data = _http_head.take(self, self._limits.max_head)
             if data is None:
                 return None
             head = _http_head.parse_answer(data)
             if head.status >= 200:
-                return self._begin(request, asked, head)
+                return self._begin(request, head)
             if head.status == 101:
                 raise BadAnswer("the target switched protocols, which nobody asked for")
             if head.framing.length or head.framing.is_chunked:
                 raise BadAnswer("an interim answer has a body")
             # 100 was answered by gmux already; HTTP/1.0 has no interim answers (RFC 9110 section 15.2).
-            if head.status != 100 and asked.minor_version:
+            if head.status != 100 and request.minor_version:
                 return Part(_http_head.without(head.lines, b"content-length") + _http_head.END, last=False)
 
-    def _begin(self, request: Request, asked: Asked, head: AnswerHead) -> Part:
+    def _begin(self, request: HttpRequest, head: AnswerHead) -> Part:
         framing = head.framing
         lines = head.lines
         options = framing.options
         self._reusable = b"close" not in options and (head.minor_version == 1 or b"keep-alive" in options)
         self._close = request.close
         length = 0
-        if framing.is_chunked and not asked.minor_version:
+        if framing.is_chunked and not request.minor_version:
             lines = _http_head.without(lines, b"transfer-encoding")
         # RFC 9112 section 6.3, in its order.
-        if asked.method == b"HEAD" or head.status == 304:
+        if request.method == b"HEAD" or head.status == 304:
             pass
         elif head.status == 204:
             # It has neither field (RFC 9110 section 8.6, RFC 9112 section 6.1). Where they speak of a body, the target
@@ -274,12 +278,12 @@ class HttpAnswerDecoder(Buffer):
             lines = _http_head.without(lines, b"content-length", b"transfer-encoding")
             self._reusable = self._reusable and not framing.length and not framing.is_chunked
         elif framing.is_chunked:
-            self._body = ChunkedBody(asked.minor_version == 1, None, self._limits.max_head)
-            self._close = self._close or not asked.minor_version
+            self._body = ChunkedBody(request.minor_version == 1, None, self._limits.max_head)
+            self._close = self._close or not request.minor_version
         elif framing.length is None:
             self._reusable = False
-            self._body = EndBody(asked.minor_version == 1)
-            if asked.minor_version:
+            self._body = EndBody(request.minor_version == 1)
+            if request.minor_version:
                 lines += b"\r\nTransfer-Encoding: chunked"
             else:
                 self._close = True
@@ -289,7 +293,7 @@ class HttpAnswerDecoder(Buffer):
             length = framing.length
         if self._close:
             lines += b"\r\nConnection: close"
-        elif not asked.minor_version:
+        elif not request.minor_version:
             lines += b"\r\nConnection: keep-alive"
         out = lines + _http_head.END
         if self._body is None:

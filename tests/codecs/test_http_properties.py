@@ -196,7 +196,7 @@ def test_valid_requests_under_any_cuts_mean_the_same_to_the_target(wires, data):
         got = read_request(sent)
         own = [(name, value) for name, value in got[3] if name[:1] == b"x"]
         assert (*got[:3], own, got[4], got[5]) == (method, target, host, order, body, lowered(trailers))
-        assert request.context.method == method
+        assert request.method == method
         left = {name.lower() for name, _ in got[3] if name[:1] != b"x"}
         assert left <= {b"host", b"content-length", b"transfer-encoding"}
 
@@ -221,7 +221,7 @@ def check_whatever(pieces: list[bytes]) -> None:
     done, _ = sent_on(pieces)
     for request, sent in done:
         method, *_ = read_request(sent)
-        assert request.context.method == method
+        assert request.method == method
     # Where the cuts are changes neither what goes on nor whether the rest is refused.
     whole, is_refused = sent_on([b"".join(pieces)]) if pieces else ([], False)
     assert [read_request(sent) for _, sent in whole] == [read_request(sent) for _, sent in done]
