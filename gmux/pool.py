@@ -315,7 +315,7 @@ class Pool:
                 # Its end, or what nobody asked for, came right behind the answer.
                 upstream.fail(UpstreamClosed("closed by the target"))
             else:
-                upstream.send(self._waiting.pop_first())
+                upstream.send(self._waiting.popitem(last=False)[0])
             return
         self._answering.discard(upstream)
         self._kick()

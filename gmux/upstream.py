@@ -18,13 +18,14 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
 from gevent import get_hub
 
 from gmux import net
-from gmux.codecs.base import AnswerDecoder, Part
+from gmux.codecs.base import AnswerDecoder
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.net import READ_BUFFER, READ_VIEW
@@ -68,12 +69,12 @@ class Upstream:
         "is_closing",
         "is_closed",
         "is_retired",
+        "is_stale",
         "verbose",
         "_owner",
         "_sock",
         "_send",
         "_recv_into",
-        "_poll",
         "_decoder",
         "_kick",
         "_reader",
@@ -95,10 +96,11 @@ class Upstream:
         self._sock = sock
         self._send = sock.send
         self._recv_into = sock.recv_into
-        # Asked before each request: a poll costs a third of a peek, which would raise in the common case.
         poller = select.poll()
         poller.register(sock, select.POLLIN)
-        self._poll = poller.poll
+        # Whether the connection has ended, or holds bytes nobody asked for, that the loop has not seen yet. Asked
+        # before each request: a poll costs a third of a peek, which would raise in the common case.
+        self.is_stale = partial(poller.poll, 0)
         self._decoder = decoder
         self._kick = kick
         loop = get_hub().loop
@@ -110,16 +112,12 @@ class Upstream:
         self._close_reason = ""
         self._reader.start(self._on_readable)
 
-    def is_stale(self) -> bool:
-        """Whether the connection has ended, or holds bytes nobody asked for, that the loop has not seen yet."""
-        return bool(self._poll(0))
-
     def send(self, exchange: Exchange) -> None:
         """Put the exchange's request on the idle connection."""
         request = exchange.request
         data = request.data
         self.exchange = exchange
-        self._decoder.expect(request)
+        self._decoder.request = request
         if self.verbose:
             self._owner.saw(self, exchange, data, False)
         try:
@@ -186,7 +184,10 @@ class Upstream:
             return
         exchange = self.exchange
         decoder = self._decoder
-        decoder.receive_data(bytes(READ_VIEW[:size]))
+        if decoder.data:
+            decoder.receive_data(bytes(READ_VIEW[:size]))
+        else:
+            decoder.data = bytes(READ_VIEW[:size])
         if exchange is None:
             if decoder.has_surplus:
                 self.close(f"{size} bytes came that nobody asked for")
@@ -206,26 +207,24 @@ class Upstream:
                 self._owner.saw(self, exchange, part.data, True)
             exchange.answered = True
             if part.last:
-                self._finish(exchange, part)
+                self.exchange = None
+                if self.is_closed:
+                    pass
+                elif self._writer is not None:
+                    self.close("the target answered before it had the whole request")
+                elif not part.reusable:
+                    self.close("the target's answer ends the connection")
+                elif decoder.data and decoder.has_surplus:
+                    self.close("bytes came behind the answer that nobody asked for")
+                else:
+                    # The next request goes out before this answer is delivered: the time from an answer to the next
+                    # request is all that a strict connection idles, so nothing that can wait is done in it.
+                    self._owner.freed(self)
+                exchange.asker.deliver(exchange, part)
                 return
             self._owner.sent(self)
             exchange.asker.deliver(exchange, part)
             part = decoder.next_event()
-
-    def _finish(self, exchange: Exchange, part: Part) -> None:
-        self.exchange = None
-        if self.is_closed:
-            pass
-        elif self._writer is not None:
-            self.close("the target answered before it had the whole request")
-        elif not part.reusable:
-            self.close("the target's answer ends the connection")
-        elif self._decoder.has_surplus:
-            self.close("bytes came behind the answer that nobody asked for")
-        else:
-            # The next request goes out before this answer is delivered: the target never idles while requests wait.
-            self._owner.freed(self)
-        exchange.asker.deliver(exchange, part)
 
     def _on_end(self, reason: str, is_broken: bool = False) -> None:
         """The target sends no more. Only a FIN can end an answer; broken off, there may have been more to it."""

@@ -115,17 +115,23 @@ def parse_request(head: bytes) -> gunicorn_h1c.HttpRequest:
 
 
 class AnswerHead(NamedTuple):
-    """`lines` are the status line and the fields that go on, joined by CRLF."""
+    """`lines` are the status line and the fields that go on, joined by CRLF.
+
+    `plain` is all of it as it goes to an HTTP/1.1 client that stays, and `plain_length` the length of the body, when
+    the head is of the common kind: a length, and a connection that stays. Else the length is -1.
+    """
 
     status: int
     minor_version: int
     framing: Framing
     lines: bytes
+    plain: bytes
+    plain_length: int
 
 
 def parse_answer(head: bytes) -> AnswerHead:
     """Raises FramingError."""
-    return _parse_answer(head) if len(head) > MAX_REMEMBERED else _remembered_answer(head)
+    return _parse_answer(head) if len(head) > MAX_REMEMBERED else remembered_answer(head)
 
 
 def _parse_answer(head: bytes) -> AnswerHead:
@@ -141,11 +147,14 @@ def _parse_answer(head: bytes) -> AnswerHead:
     framing = read_fields(parsed["headers"], lines)
     if framing.is_chunked and not minor_version:
         raise FramingError("Transfer-Encoding in HTTP/1.0")
-    return AnswerHead(status, minor_version, framing, b"\r\n".join(lines))
+    is_plain = minor_version == 1 and not framing.options and status >= 200 and status not in (204, 304)
+    plain_length = framing.length if is_plain and framing.length is not None else -1
+    joined = b"\r\n".join(lines)
+    return AnswerHead(status, minor_version, framing, joined, joined + END, plain_length)
 
 
 # A target sends the same head again and again, above all a device; what a head means depends on its bytes alone.
-_remembered_answer = lru_cache(maxsize=256)(_parse_answer)
+remembered_answer = lru_cache(maxsize=256)(_parse_answer)
 
 
 def read_fields(fields: Fields, lines: list[bytes]) -> Framing:

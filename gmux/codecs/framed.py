@@ -58,15 +58,13 @@ class FrameRequestDecoder(Buffer):
 
 
 class FrameAnswerDecoder(Buffer):
-    __slots__ = ("_cut", "_skip")
+    __slots__ = ("_cut", "_skip", "request")
 
     def __init__(self, codec: FramedCodec) -> None:
         super().__init__()
         self._cut = codec.cut
         self._skip = codec.skip
-
-    def expect(self, request: Request) -> None:
-        pass
+        self.request: Request | None = None
 
     def next_event(self) -> Part | None:
         try:

@@ -198,19 +198,16 @@ class HttpRequestDecoder(Buffer):
 
 
 class HttpAnswerDecoder(Buffer):
-    """Answers on one upstream connection. `_request` is None when none is due, `_body` while a head is awaited."""
+    """Answers on one upstream connection. `request` is None when none is due, `_body` while a head is awaited."""
 
-    __slots__ = ("_limits", "_request", "_body", "_close", "_reusable", "_has_ended")
+    __slots__ = ("_limits", "_body", "_close", "_reusable", "_has_ended", "request")
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self._limits = limits
-        self._request: HttpRequest | None = None
+        self.request: Request | None = None
         self._body: Body | None = None
         self._close = self._reusable = self._has_ended = False
-
-    def expect(self, request: Request) -> None:
-        self._request = request  # type: ignore[assignment]  # this codec's own
 
     def receive_eof(self) -> None:
         if self._body is None or self._body.end() is None:
@@ -237,14 +234,22 @@ class HttpAnswerDecoder(Buffer):
         return bool(self.data)
 
     def _finish(self, part: Part) -> Part:
-        self._body = self._request = None
+        self._body = self.request = None
         part.close = self._close
         part.reusable = self._reusable
         return part
 
     def _next_head(self) -> Part | None:
-        request = self._request
-        assert request is not None
+        request = cast(HttpRequest, self.request)
+        held = self.data
+        if type(held) is bytes and not self._start and request.minor_version and request.method != b"HEAD":
+            # Most answers come whole in one read. While one is taken the next request waits, so this way is short.
+            end = held.find(_http_head.END) + len(_http_head.END)
+            if len(_http_head.END) <= end <= _http_head.MAX_REMEMBERED:
+                head = _http_head.remembered_answer(held[:end])
+                if len(held) == end + head.plain_length and not request.close:
+                    self.data, self.request = b"", None
+                    return Part(head.plain + held[end:])
         while True:
             data = _http_head.take(self, self._limits.max_head)
             if data is None:

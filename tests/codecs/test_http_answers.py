@@ -342,7 +342,7 @@ def decoder_for(raw: bytes):
     requests.receive_data(raw)
     request = requests.next_event()
     assert isinstance(request, Request) and request.whole
-    answers.expect(request)
+    answers.request = request
     return answers
 
 
@@ -419,7 +419,7 @@ def test_answer_behind_another_on_one_connection_is_its_own(case):
     for request, expected in ((case.request, case), (GET, GOOD[0]), (case.request, case)):
         request_decoder = HttpCodec(LIMITS).request_decoder()
         request_decoder.receive_data(request)
-        decoder.expect(request_decoder.next_event())
+        decoder.request = request_decoder.next_event()
         out, last = run(decoder, [expected.answer])
         assert merged(out) == (expected.out or expected.answer)
         assert (last.close, last.reusable) == (expected.close, expected.reusable)

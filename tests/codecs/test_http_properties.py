@@ -251,7 +251,7 @@ def answer_decoder(raw: bytes):
     codec = HttpCodec(LIMITS)
     requests, answers = codec.request_decoder(), codec.answer_decoder()
     requests.receive_data(raw)
-    answers.expect(requests.next_event())
+    answers.request = requests.next_event()
     return answers
 
 
