@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -60,10 +61,14 @@ def url(service) -> str:
 
 
 def curl(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    """Run curl in a process of its own and wait for it in the loop. Fails when it is not installed."""
+    """Run curl in a process of its own and wait for it in the loop.
+
+    A fresh machine has none, and `make test` is to pass there; CI installs it, so there it is a failure.
+    """
     command = shutil.which("curl")
     if command is None:
-        pytest.fail("curl is not installed: these tests use it as the client; apt-get install curl")
+        end = pytest.fail if os.environ.get("CI") else pytest.skip
+        end("curl is not installed: this test uses it as the client; apt-get install curl")
     fixed = ["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]
     return subprocess.run([command, *fixed, *words], input=stdin, capture_output=True)
 
