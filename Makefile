@@ -4,20 +4,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PROTO ?= http
+HOST ?= 127.0.0.1
 PORT ?= 8000
 POOL_SIZE ?= 1
 
 TRY_http = curl -i http://127.0.0.1:$(PORT)/
 TRY_echo = nc 127.0.0.1 $(PORT)   (type a line)
-TRY_iso8583 = $(BIN)/python examples/iso8583_client.py --port $(PORT)
-TRY_mpu = $(BIN)/python examples/iso8583_client.py --header digits --port $(PORT)
+TRY_iso8583 = $(BIN)/python examples/iso8583_client.py $(PORT)
+TRY_mpu = $(BIN)/python examples/iso8583_client.py --header digits $(PORT)
 
 .PHONY: run test style types tests format clean
 
 run: $(VENV)/installed
-	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s). Try in another terminal:"
-	@echo "    $(TRY_$(PROTO))"
-	@$(BIN)/gmux server -p $(PROTO) -l $(PORT) -t embedded --pool-size $(POOL_SIZE)
+	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s); ^C ends it."
+	@echo "Try in another terminal: $(or $(TRY_$(PROTO)),a client of $(PROTO))"
+	@$(BIN)/gmux server -p $(PROTO) -l $(HOST):$(PORT) -t embedded --pool-size $(POOL_SIZE)
 
 test: style types tests
 

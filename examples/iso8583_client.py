@@ -34,6 +34,7 @@ from gmux.codecs._card_data import SECRET_FIELDS
 from gmux.codecs.base import Limits
 from gmux.config import parse_listen, parse_seconds
 from gmux.errors import FramingError
+from gmux.net import format_address
 from gmux.samples import command
 from gmux.samples.iso8583 import BY_HEADER, Iso8583Target
 
@@ -168,9 +169,10 @@ def main() -> int:
     target = command.value(words, "--header", BY_HEADER.__getitem__, " or ".join(BY_HEADER))
     host, port = command.value(words, "ADDRESS", parse_listen, "PORT, HOST:PORT or [IPV6]:PORT", "8000")
     seconds = command.value(words, "--timeout", parse_seconds, "a time such as 500ms or 10s")
+    address = (host or command.HOST, port)
     code = 0
     try:
-        with closing(Terminal((host or command.HOST, port), target, seconds)) as terminal:
+        with closing(Terminal(address, target, seconds)) as terminal:
             for line in commands():
                 try:
                     terminal.obey(line)
@@ -180,7 +182,7 @@ def main() -> int:
     except TimeoutError:
         command.fail(1, f"no answer within {seconds:g} s")
     except (OSError, FramingError) as error:
-        command.fail(1, getattr(error, "strerror", None) or str(error))
+        command.fail(1, f"{format_address(address)}: {getattr(error, 'strerror', None) or error}")
     return code
 
 

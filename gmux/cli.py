@@ -29,7 +29,12 @@ Commands:
 """
 
 #: Long names that tcp-multiplexer has for settings of ours.
-ALIASES = {"--applicationProtocol": "--protocol", "--targetServer": "--target"}
+ALIASES = {
+    "--applicationProtocol": "--protocol",
+    "--targetServer": "--target",
+    "--delay": "--connect-delay",
+    "--retryDelay": "--retry-delay",
+}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -198,6 +198,11 @@ class Client:
 
     # Requests.
 
+    @property
+    def has_request(self) -> bool:
+        """Whether a request is under way: not whole yet, waiting, or not answered to its end."""
+        return self._is_timed or self._exchange is not None or self._outbox is not None
+
     def _advance(self) -> None:
         """Take the client's next request, if it is free for one."""
         if self._is_advancing:

@@ -127,8 +127,8 @@ DELAY = Kind("TIME", "a time such as 500ms, 10s, 5m, or 0 for none", parse_secon
 POSITIVE_SECONDS = Kind("TIME", "a time above 0 such as 500ms, 10s, 5m", lambda t: parse_seconds(t) or _refuse_zero())
 SPIN = Kind("TIME", "a time such as 50us or 1ms, at most 1s, or 0 for none", parse_spin)
 SIZE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G", parse_size)
-LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT", parse_listen)
-TARGET = Kind("ADDR", "HOST:PORT, [IPV6]:PORT or embedded", parse_target)
+LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT, with a PORT from 0 to 65535", parse_listen)
+TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, or embedded", parse_target)
 PROTOCOL = Kind("PROTO", "", _parse_protocol)
 FLAG = Kind("", "true or false", lambda text: _choice("", "true", "false").parse(text) == "true")
 

@@ -62,5 +62,5 @@ class Listener(StreamServer):  # type: ignore[misc]
         client = Client(clients, sock, f"#{number} {net.format_address(address)}")
         self._log.info("#%d: %s", number, name)
         is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
-        client.serve(Overloaded(f"{self._max_clients} clients are connected") if is_full else None)
+        client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)") if is_full else None)
         self._log.info("closed: %s", name)

@@ -142,7 +142,7 @@ class Pool:
             exchange.asker.fail(exchange, self._last_error)
         elif len(self._waiting) >= self._settings.queue_limit + len(self._connecting):
             # Those that a new connection is being made for do not wait for others.
-            exchange.asker.fail(exchange, Overloaded(f"the queue is full: {self._settings.queue_limit} wait"))
+            exchange.asker.fail(exchange, Overloaded(f"{self._settings.queue_limit} requests wait (--queue-limit)"))
         else:
             self._waiting.add(exchange)
 
@@ -198,7 +198,11 @@ class Pool:
             self._failures = 0
         elif not (upstream.is_retired or self._is_stopping):
             # It took the connection only to end it: to knock again at once would be a busy loop.
-            self._pause(ConnectError(f"the target {self._where} closes new connections ({reason})"))
+            self._pause(
+                ConnectError(
+                    f"the target {self._where} ends new connections; does it allow {self._settings.size}? ({reason})"
+                )
+            )
         self._settle()
 
     def repeat(self, exchange: Exchange) -> None:
@@ -281,7 +285,7 @@ class Pool:
                 upstream = Upstream(self, sock, self._codec.answer_decoder(), self._kick, self._trace is not None)
             except OSError as error:  # it has ended before it could be named
                 sock.close()
-                raise ConnectError(f"the target {self._where} closes new connections ({error.strerror})") from None
+                raise ConnectError(f"the target {self._where} ends new connections ({error.strerror})") from None
         except BaseException:
             slot.release()
             raise

@@ -59,6 +59,9 @@ class Route:
         self._pool.start()
         self._listener.start()
 
+    def requests_under_way(self) -> int:
+        return sum(client.has_request for client in self._clients.members)
+
     def drain(self, seconds: float) -> bool:
         """Stop accepting, let requests under way end, and close; switches greenlets. Whether all ended in time."""
         clients = self._clients

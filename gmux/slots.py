@@ -2,7 +2,8 @@
 
 A slot is an exclusive `flock` on a file: there are `pool-size` files for a target. The kernel gives a lock back
 whatever becomes of its process, together with the sockets: a crash, a kill or a reload never leaves a slot behind
-and never lets a target see one connection too many. The file holds the process that took it, for the log.
+and never lets a target see one connection too many. The file holds the process that took it, for the log, and is
+removed with the lock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -37,7 +39,8 @@ def runtime_dir() -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
     except OSError as error:
-        raise StartError(f"cannot use the runtime folder {path}: {error.strerror}") from None
+        hint = "; XDG_RUNTIME_DIR names it" if base and os.geteuid() else ""
+        raise StartError(f"cannot use the runtime folder {path}: {error.strerror}{hint}") from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StartError(f"cannot use the runtime folder {path}: others may write to it")
     return path
@@ -46,10 +49,14 @@ def runtime_dir() -> Path:
 class FileSlot:
     """A slot that is held; `release` gives it back."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
         self._descriptor = descriptor
 
     def release(self) -> None:
+        # While the lock is held nobody else's slot can be behind the name; who has the file open meets `_is_at`.
+        with suppress(OSError):
+            self._path.unlink()
         os.close(self._descriptor)
 
 
@@ -91,8 +98,11 @@ class FileSlots:
             gevent.sleep(RETRY_INTERVAL)
 
     def _holders(self) -> str:
-        holders = sorted({path.read_text().strip() for path in self._paths if path.exists()})
-        return "process " + ", ".join(holders)
+        holders = set()
+        for path in self._paths:
+            with suppress(OSError):  # given back in this moment
+                holders.add(path.read_text().strip())
+        return "another gmux, process " + ", ".join(sorted(holders))
 
 
 def _try(path: Path) -> FileSlot | None:
@@ -105,6 +115,17 @@ def _try(path: Path) -> FileSlot | None:
     except OSError:
         os.close(descriptor)
         return None
+    if not _is_at(descriptor, path):
+        os.close(descriptor)
+        return None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return FileSlot(descriptor)
+    return FileSlot(path, descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name: its last owner may have removed it before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -6,6 +6,7 @@ and waits for a signal. TERM drains; INT, QUIT and the loss of the master end it
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -43,7 +44,12 @@ class GmuxWorker(Worker):  # type: ignore[misc]
             signal.signal(name, signal.SIG_IGN)
         gevent.signal_handler(signal.SIGTERM, self._stopping.set)
         for name in (signal.SIGINT, signal.SIGQUIT):
-            gevent.signal_handler(name, os._exit, 0)
+            gevent.signal_handler(name, self._stop_at_once)
+
+    def _stop_at_once(self) -> None:
+        lost = self._route.requests_under_way()
+        LOGGER.log(logging.WARNING if lost else logging.INFO, "stopped at once; %d requests get no answer", lost)
+        os._exit(0)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         os._exit(1)
@@ -54,6 +60,10 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         target = config.target or samples.serve(config.protocol, config.pool_size)
         listening = socket.socket(fileno=os.dup(self.sockets[0].fileno()))
         listening.setblocking(False)
+        for inherited in self.sockets:
+            # The listener owns the only copy from here on: a second one would hold new clients in the backlog until
+            # the end of a drain.
+            inherited.close()
         keeper: Slots = (
             slots.FileSlots(self.app.runtime_dir, net.format_address(target), config.pool_size, LOGGER)
             if config.target

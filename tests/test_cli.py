@@ -227,3 +227,11 @@ def test_host_that_does_not_exist_is_told_in_one_line():
     assert done.returncode == 1
     assert done.stderr.startswith("gmux: cannot listen on nowhere.invalid:8000: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("old", "flag"), [("--delay", "--connect-delay"), ("--retryDelay", "--retry-delay")])
+@pytest.mark.parametrize("form", ["{}=never", "{} never"])
+def test_old_name_of_a_delay_is_the_flag_of_today(old, flag, form):
+    done = run("server", *form.format(old).split())
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"gmux: {flag}: 'never' is not allowed")

@@ -279,3 +279,26 @@ def test_example_codec_names_itself_as_its_entry_point_does(example, project):
     module_name, _, class_name = value.partition(":")
     assert module_name == example.__name__
     assert getattr(example, class_name).name == name
+
+
+@pytest.mark.parametrize("protocol", ["echo", "http", "iso8583", "mpu"])
+def test_make_run_names_a_client_that_works(protocol):
+    """What it tells to try is typed by a newcomer as it stands: the script and its words must exist."""
+    done = subprocess.run(
+        ["make", "--dry-run", "run", f"PROTO={protocol}", "PORT=1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    said = re.search(r"Try in another terminal: ([^\"]+)\"", done.stdout)
+    assert said
+    words = said[1].split()
+    if words[0].endswith("python"):
+        answer = subprocess.run(
+            [sys.executable, *words[1:]], cwd=ROOT, input="quit\n", capture_output=True, text=True, timeout=20
+        )
+        # No gmux listens: it must come as far as to find that out.
+        assert "unknown" not in answer.stderr
+        assert "127.0.0.1:1: Connection refused" in answer.stderr

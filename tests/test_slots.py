@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -67,7 +68,7 @@ def test_slots_of_one_target_are_shared_and_of_two_are_not(tmp_path):
 
 
 def test_slot_of_another_process_is_refused_and_its_holder_named(tmp_path, holder):
-    with pytest.raises(ConnectTimeout, match=f"held by process {holder.pid}$"):
+    with pytest.raises(ConnectTimeout, match=f"held by another gmux, process {holder.pid}$"):
         FileSlots(tmp_path, TARGET, 1, LOG).acquire(0)
 
 
@@ -87,7 +88,7 @@ def test_slot_is_waited_for_until_its_holder_is_gone(tmp_path, holder, caplog):
     holder.wait(10)
     waiter.get(timeout=10).release()
     told = [r.getMessage() for r in caplog.records]
-    assert told == [f"waiting for a connection to the target held by process {holder.pid}"]
+    assert told == [f"waiting for a connection to the target held by another gmux, process {holder.pid}"]
 
 
 def test_slot_that_does_not_become_free_is_waited_for_no_longer_than_allowed(tmp_path):
@@ -115,11 +116,11 @@ def test_slot_is_not_inherited_by_a_program_that_gmux_starts(tmp_path):
 def test_slot_file_that_is_a_link_is_not_followed(tmp_path):
     keeper = FileSlots(tmp_path / "slots", TARGET, 1, LOG)
     (tmp_path / "slots").mkdir()
-    keeper.acquire(0).release()
+    slot = keeper.acquire(0)
     [path] = (tmp_path / "slots").iterdir()
+    slot.release()
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    path.unlink()
     path.symlink_to(victim)
     with pytest.raises(ConnectError, match="cannot take a slot"):
         keeper.acquire(0)
@@ -203,3 +204,25 @@ def test_runtime_folder_of_root_is_in_run(monkeypatch):
     monkeypatch.setattr(Path, "lstat", lambda _: os.stat_result((0o40700, 0, 0, 0, 0, 0, 0, 0, 0, 0)))
     assert runtime_dir() == Path("/run/gmux")
     assert made == [Path("/run/gmux")]
+
+
+def test_slot_given_back_leaves_no_file(tmp_path):
+    FileSlots(tmp_path, TARGET, 1, LOG).acquire(0).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slot_file_removed_while_it_was_opened_is_not_taken_for_the_slot(tmp_path, monkeypatch):
+    """Who opened the file just before its owner removed it locks a file that has no name: two would hold one slot."""
+    keeper = FileSlots(tmp_path, TARGET, 1, LOG)
+    first = keeper.acquire(0)
+    lock = fcntl.flock
+
+    def release_first(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        first.release()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", release_first)
+    with pytest.raises(ConnectTimeout):
+        keeper.acquire(0)
+    keeper.acquire(0).release()

@@ -128,7 +128,7 @@ class ChunkedBody:
         self._left = int(match[1], 16)
         self._total += self._left
         if self._limit is not None and self._total > self._limit:
-            raise MessageTooLarge(f"a body is longer than {self._limit} bytes")
+            raise MessageTooLarge(f"a body is longer than {self._limit} bytes (--max-message)")
         self._read = self._read_data if self._left else self._read_trailer
         return True
 

@@ -40,6 +40,7 @@ _NEVER_NOMINATED = frozenset((b"host", b"content-length", b"transfer-encoding", 
 
 _HOST = re.compile(rb"(?:(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]*)([/?][!-\"$-~]*)?")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9]\.[0-9]\r\n")
 _TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE)
 
@@ -76,6 +77,19 @@ def take(buffer: Buffer, max_head: int) -> bytes | None:
             # Whoever ends a head so waits for an answer, and would wait until the request times out.
             raise FramingError("a line in a head ends in a bare LF")
     return head
+
+
+def check_beginning(data: bytes) -> None:
+    """Refuse at once what cannot become a request, as from a client that speaks another protocol. Raises FramingError.
+
+    It would wait for its end until the request times out, and be told the wrong reason.
+    """
+    if data[:1] == b"\x16":
+        raise FramingError("the client speaks TLS; https is not offered")
+    line, end, _ = data.partition(b"\n")
+    # Nothing, or half an empty line, is what may be left of the empty lines that are ignored.
+    if data not in (b"", b"\r") and (not _TOKEN.match(data) or (end and not _REQUEST_LINE.match(line + end))):
+        raise FramingError(f"{line[:40]!r} is not the first line of a request")
 
 
 def check_lines(head: bytes) -> None:

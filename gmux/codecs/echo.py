@@ -14,5 +14,5 @@ class EchoCodec(FramedCodec):
     def cut(self, buffer: Buffer) -> bytes | None:
         line = buffer.take_through(b"\n")
         if len(buffer if line is None else line) > self.max_message:
-            raise MessageTooLarge(f"a line is longer than {self.max_message} bytes")
+            raise MessageTooLarge(f"a line is longer than {self.max_message} bytes (--max-message)")
         return line

@@ -129,7 +129,10 @@ class HttpRequestDecoder(Buffer):
             while self.peek(2) == b"\r\n":
                 self.take(2)  # RFC 9112 section 2.2: empty lines before a request line are to be ignored
         head = _http_head.take(self, self._limits.max_head)
-        return None if head is None else self._begin(head)
+        if head is None:
+            _http_head.check_beginning(self.peek(_http_head.MAX_REQUEST_LINE))
+            return None
+        return self._begin(head)
 
     def take_reply(self) -> bytes:
         if self._owes_continue:
@@ -186,7 +189,7 @@ class HttpRequestDecoder(Buffer):
         if length is None:
             self._body = ChunkedBody(True, limit, self._limits.max_head)
         elif length > limit:
-            raise MessageTooLarge(f"a body of {length} bytes is longer than {limit}")
+            raise MessageTooLarge(f"a body of {length} bytes is longer than {limit} (--max-message)")
         elif length <= MAX_WHOLE and len(self) >= length:
             request.data += self.take(length)
             return

@@ -29,7 +29,7 @@ class LengthHeaderCodec(FramedCodec):
             if not length:
                 buffer.take(size)
             elif length > self.max_message:
-                raise MessageTooLarge(f"a message of {length} bytes is longer than {self.max_message}")
+                raise MessageTooLarge(f"a message of {length} bytes is longer than {self.max_message} (--max-message)")
             elif len(buffer) < size + length:
                 return None
             else:

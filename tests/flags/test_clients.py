@@ -31,7 +31,7 @@ def test_max_clients_two_refuses_the_third_until_one_leaves():
         for client in (first, second):
             send_http(client)
             assert receive_http(client)[0] == 200
-        assert ask_http(server) == (503, "gmux: 2 clients are connected\n")
+        assert ask_http(server) == (503, "gmux: 2 clients are connected (--max-clients)\n")
         wait_until(lambda: len([line for line in server.log if "closed: " in line]) == 1)
         second.fin()
         wait_until(lambda: len([line for line in server.log if "closed: " in line]) == 2)
@@ -41,7 +41,10 @@ def test_max_clients_two_refuses_the_third_until_one_leaves():
 def test_max_message_of_its_size_goes_on_and_one_byte_more_is_refused():
     with Target(framing=HTTP) as target, Server(target, max_message="1k") as server:
         assert ask_http(server, b"." * 1024)[0] == 200
-        assert ask_http(server, b"." * 1025) == (413, "gmux: a body of 1025 bytes is longer than 1024\n")
+        assert ask_http(server, b"." * 1025) == (
+            413,
+            "gmux: a body of 1025 bytes is longer than 1024 (--max-message)\n",
+        )
         assert len(target.requests) == 1
 
 

@@ -92,7 +92,7 @@ def test_queue_limit_one_lets_one_request_wait_and_refuses_the_next():
         # Which of the two comes first is open: one of them is refused while the other waits.
         others = [gevent.spawn(ask_http, server) for _ in range(2)]
         (refused,) = gevent.wait(others, timeout=5, count=1)
-        assert refused.get() == (503, "gmux: the queue is full: 1 wait\n")
+        assert refused.get() == (503, "gmux: 1 requests wait (--queue-limit)\n")
         gate.release()
         gate.release()
         others.remove(refused)

@@ -211,6 +211,12 @@ class Server:
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
+    def wait(self) -> int:
+        """The exit code, when it ends by itself within 5 s."""
+        code: int = self._process.wait(5)
+        self._reading.join(1)
+        return code
+
     def stop(self) -> int:
         """TERM, and KILL when that does not help; the exit code."""
         if self._process.poll() is None:

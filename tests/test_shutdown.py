@@ -1,0 +1,55 @@
+"""The end of the service: what TERM, INT and QUIT leave of it, for clients and for the next gmux."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+
+import pytest
+from gevent import socket
+from gevent.lock import Semaphore
+
+from gmux.net import format_address
+from tests.support.clients import Client
+from tests.support.service import Server
+from tests.support.target import Target, answer, hold
+from tests.support.wait import wait_until
+
+
+@contextmanager
+def request_under_way():
+    """A server with one request at its target, the client, and what lets the target answer."""
+    gate = Semaphore(0)
+    with Target((hold(gate), answer)) as target, Server(target) as server, Client(server.address) as client:
+        client.send(b"request")
+        wait_until(lambda: target.requests)
+        yield server, client, gate
+
+
+def test_term_while_a_request_is_under_way_frees_the_port_at_once():
+    with request_under_way() as (server, client, gate):
+        server.signal(signal.SIGTERM)
+
+        def is_refused() -> bool:
+            try:
+                socket.create_connection(server.address, 1).close()
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        wait_until(is_refused)
+        where = format_address(server.address)
+        with Target() as other, Server(other, listen=where) as successor, Client(successor.address) as new:
+            assert new.ask(b"new") == b"new"
+        gate.release()
+        assert client.receive() == b"request"
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_signal_to_stop_at_once_tells_what_is_lost(number):
+    with request_under_way() as (server, client, _):
+        server.signal(number)
+        assert server.wait() == 0
+        assert client.outcome(b"") == "closed"
+        assert server.said("stopped at once; 1 requests get no answer")
