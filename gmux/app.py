@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ from gmux.codecs import registry
 from gmux.codecs.base import Limits
 from gmux.config import Config
 from gmux.errors import StartError
+from gmux.listener import max_lingering
 from gmux.logs import LOGGER, DropTracebacks
+
+#: Descriptors kept for the process itself and for what it holds on disk; an upstream connection has one and its slot's.
+OWN_DESCRIPTORS = 32
+
+#: Variables that gunicorn would take for its own: what it was started by, and what it was handed.
+FOREIGN_VARIABLES = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS", "GUNICORN_CMD_ARGS")
 
 #: Seconds beyond a worker's own graceful timeout before the arbiter kills it.
 GRACE = 2
@@ -100,11 +109,25 @@ class App(BaseApplication):  # type: ignore[misc]
         Master(self).run()
 
 
-def raise_descriptor_limit() -> None:
-    """Use as many descriptors as the system allows: a client is one, and the usual soft limit is 1024."""
+def fit_descriptors(config: Config) -> Config:
+    """Use as many descriptors as the system allows, and take no more clients than they are enough for.
+
+    A client is one, and the usual soft limit is 1024. Clients that took the last ones would leave none for a new
+    connection to the target, and with it nobody would be served.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return config
+    room = hard - OWN_DESCRIPTORS - 2 * config.pool_size
+    if config.max_clients + max_lingering(config.max_clients) <= room:
+        return config
+    room = max(1, min(room - 16, room * 4 // 5))
+    LOGGER.warning(
+        "--max-clients: %d is too many for %d descriptors (ulimit -n): %d are taken", config.max_clients, hard, room
+    )
+    return replace(config, max_clients=room)
 
 
 def check_codec(config: Config) -> None:
@@ -120,8 +143,10 @@ def serve(config: Config) -> None:
     if config.target is None:
         # Known before the start: in the worker it would be a failure to try again, without end.
         samples.check(config.protocol)
+    for name in FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
     LOGGER.addFilter(DropTracebacks())
-    raise_descriptor_limit()
+    config = fit_descriptors(config)
     check_codec(config)
     runtime_dir = slots.runtime_dir()
     listening = net.listen(config.listen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -12,7 +13,7 @@ import docopt
 from gmux import __version__, config, logs
 from gmux.codecs import registry
 from gmux.config import BY_FLAG, SETTINGS, Setting
-from gmux.errors import ConfigError, GmuxError
+from gmux.errors import ConfigError, GmuxError, StartError
 
 USAGE = """gmux: many clients share a few TCP connections to a target.
 
@@ -47,6 +48,16 @@ def main(argv: list[str] | None = None) -> None:
         _fail(1, str(error))
 
 
+def _print(text: str) -> None:
+    """Print to a standard output that may be gone or full. Raises StartError."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would try once more at its end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StartError(f"cannot write to standard output: {error.strerror}") from None
+
+
 def _fail(code: int, message: str) -> None:
     print(f"gmux: {message}", file=sys.stderr)
     sys.exit(code)
@@ -55,7 +66,7 @@ def _fail(code: int, message: str) -> None:
 def _run(argv: list[str]) -> None:
     argv = [_alias(word) for word in argv]
     if "--help" in argv or "-h" in argv:
-        print(help_text() if "server" in argv else USAGE)
+        _print(help_text() if "server" in argv else USAGE)
         return
     _check(argv)
     words = docopt.docopt(help_text(), argv, default_help=False)
@@ -64,7 +75,7 @@ def _run(argv: list[str]) -> None:
     elif words["server"]:
         _server(words)
     else:
-        print(f"gmux {__version__}")
+        _print(f"gmux {__version__}")
 
 
 def _alias(word: str) -> str:
@@ -73,9 +84,8 @@ def _alias(word: str) -> str:
 
 
 def _list() -> None:
-    for name in registry.names():
-        print(f"* {name}")
-    print("\nusage for example: gmux server -p echo")
+    names = "\n".join(f"* {name}" for name in registry.names())
+    _print(f"{names}\n\nusage for example: gmux server -p echo")
 
 
 def _server(words: docopt.ParsedOptions) -> None:
@@ -85,6 +95,8 @@ def _server(words: docopt.ParsedOptions) -> None:
     settings = config.read(given)
     logs.configure(settings.log_format, settings.verbose, settings.quiet)
     # gevent and gunicorn are loaded for the server alone: the other commands answer at once.
+    # gunicorn reads this one while it is loaded.
+    os.environ.pop("WEB_CONCURRENCY", None)
     from gmux import app
 
     app.serve(settings)

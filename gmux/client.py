@@ -31,6 +31,7 @@ from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded,
 from gmux.exchange import Exchange
 from gmux.net import READ_BUFFER, READ_VIEW
 from gmux.pool import Pool
+from gmux.ratelimit import LimitedWarnings
 from gmux.spool import Full, Memory, Spool
 
 READ, WRITE = 1, 2
@@ -38,6 +39,9 @@ READ, WRITE = 1, 2
 #: Seconds that a client whose connection gmux ends has to take the last answer and close, before it is cut off.
 #: A close with bytes unread would reset the connection and destroy the answer on its way (RFC 9112 section 9.6).
 LINGER_TIMEOUT = 2.0
+
+#: Requests refused at once, or parts of one, that are taken in one turn of the loop; then other clients have theirs.
+MAX_EVENTS = 8
 
 #: Bytes behind the request under way that are held for a client; then it is not read until the answer is out.
 MAX_AHEAD = net.READ_SIZE
@@ -63,6 +67,7 @@ class Clients:
         self.pool = pool
         self.memory = memory
         self.log = log
+        self.warn = LimitedWarnings(log)
         self.members: set[Client] = set()
         self.is_draining = False
         # Whether every client has more to do when its answer is out than to wait for its next request.
@@ -71,7 +76,7 @@ class Clients:
         self.idling: Deadlines[Client] = Deadlines(settings.idle_timeout, Client.idle_timed_out)
         self.writing: Deadlines[Client] = Deadlines(settings.write_timeout, Client.write_timed_out)
         #: Those whose connection gmux is ending; they take no place.
-        self.lingering: Deadlines[Client] = Deadlines(LINGER_TIMEOUT, Client.abort)
+        self.lingering: Deadlines[Client] = Deadlines(LINGER_TIMEOUT, Client.linger_timed_out)
 
     def spool(self) -> Spool:
         return Spool(self.memory, self.settings.spool_memory, self.settings.spool_limit)
@@ -99,11 +104,13 @@ class Client:
         "_is_half",
         "_is_closed",
         "_is_due",
+        "_is_deferred",
         "_is_advancing",
         "_is_reading",
         "_is_timed",
         "_ahead",
         "_held",
+        "_unacknowledged",
         "_outbox",
         "_unsent",
         "_reader",
@@ -124,8 +131,9 @@ class Client:
         # Whether there is more to do when the answer is out than to wait: bytes are held, an end was seen, the clock
         # of idle clients is to be started. Without it each answer would pay for asking all of them.
         self._is_due = False
+        self._is_deferred = False
         self._is_half = self._is_closed = self._is_advancing = self._is_reading = self._is_timed = False
-        self._ahead = self._held = 0
+        self._ahead = self._held = self._unacknowledged = 0
         self._outbox: Spool | None = None
         self._unsent: bytes | memoryview = b""
         self._reader: Any = get_hub().loop.io(sock.fileno(), READ)
@@ -171,7 +179,7 @@ class Client:
             self._on_end()
         elif self._is_open:
             self._decoder.receive_data(bytes(READ_VIEW[:size]))
-            if self._exchange is None and self._outbox is None:
+            if self._exchange is None and self._outbox is None and not self._is_deferred:
                 self._advance()
             else:
                 self._is_due = True
@@ -183,7 +191,9 @@ class Client:
         """The client sends no more; it may still wait for answers."""
         self._is_half = self._is_due = True
         self._read_off()
-        if not self._is_open or (self._exchange is None and self._outbox is None):
+        # What it has not taken yet it may still be reading.
+        is_free = self._exchange is None and not self._is_deferred
+        if self._outbox is None and (is_free or not self._is_open):
             self._close()
 
     def _read_on(self) -> None:
@@ -201,15 +211,22 @@ class Client:
     @property
     def has_request(self) -> bool:
         """Whether a request is under way: not whole yet, waiting, or not answered to its end."""
-        return self._is_timed or self._exchange is not None or self._outbox is not None
+        return self._is_timed or self._is_deferred or self._exchange is not None or self._outbox is not None
 
     def _advance(self) -> None:
         """Take the client's next request, if it is free for one."""
-        if self._is_advancing:
+        if self._is_advancing or self._is_deferred:
             return  # a refusal came back at once: the loop below goes on
         self._is_advancing = True
+        events = 0
         try:
             while self._exchange is None and self._outbox is None and self._is_open:
+                if events == MAX_EVENTS:
+                    self._is_deferred = True
+                    # A timer and not a callback: the loop runs callbacks on and on before it looks at sockets again.
+                    get_hub().loop.timer(0).start(self._advance_on)
+                    break
+                events += 1
                 event = self._decoder.next_event()
                 if event is None:
                     self._await_more()
@@ -231,6 +248,11 @@ class Client:
             self._reset()
         finally:
             self._is_advancing = False
+
+    def _advance_on(self) -> None:
+        self._is_deferred = False
+        if not self._is_closed:
+            self._advance()
 
     def _continue(self, part: Part) -> None:
         exchange = self._incoming
@@ -304,6 +326,8 @@ class Client:
                     self._finish()
                 elif self._is_due:
                     self._advance()
+            else:
+                self._shared.pool.forget(exchange)
 
     def fail(self, exchange: Exchange, error: ExchangeError) -> None:
         if exchange is not self._exchange:
@@ -325,13 +349,14 @@ class Client:
         refusal = self._shared.codec.refuse(error, request)
         if refusal.data:
             self._write(refusal.data)
-        if refusal.close:
+        if refusal.close or request is None:
+            # Without a whole request it is not known where the next one begins.
             self._finish()
         else:
             self._advance()
 
     def _warn(self, error: ExchangeError) -> None:
-        self._shared.log.warning("%s: %s (%s)", self.name, error, error.cause)
+        self._shared.warn(error.cause, f"{self.name}: {error} ({error.cause})")
 
     def _finish(self) -> None:
         """End the connection once what is written is out."""
@@ -342,7 +367,7 @@ class Client:
                 self._shut()
 
     def _shut(self) -> None:
-        """Say FIN; close when the client has said its own, or when LINGER_TIMEOUT is over."""
+        """Say FIN; close when the client has said its own, or when it has all and LINGER_TIMEOUT is over."""
         if self._is_closed:
             return
         if self._is_half:
@@ -398,7 +423,7 @@ class Client:
             self._on_readable()  # what has come already is a request to be served
         if self._exchange is not None:
             self._exchange.request.close = self._is_due = True
-        elif self._is_open and not self._is_timed and self._outbox is None:
+        elif self._is_open and not self.has_request:
             self._finish()
 
     def request_timed_out(self) -> None:
@@ -408,9 +433,21 @@ class Client:
             self._refuse(RequestTimeout(f"the request was not complete within {seconds:g} s"), None)
 
     def idle_timed_out(self) -> None:
-        if self._exchange is None and self._outbox is None and not self._is_timed:
+        if not self.has_request:
             self._shared.log.debug("%s: idle", self.name)
             self._finish()
+
+    def linger_timed_out(self) -> None:
+        """The client has not closed. What is left in the kernel's buffer it may take as slowly as any answer."""
+        left = net.unacknowledged(self._sock)
+        if not left:
+            self._close()
+            return
+        shared = self._shared
+        if left != self._unacknowledged or self not in shared.writing:
+            shared.writing.add(self)
+        self._unacknowledged = left
+        shared.lingering.add(self)
 
     def write_timed_out(self) -> None:
         seconds = self._shared.settings.write_timeout
@@ -472,8 +509,8 @@ class Client:
                 self._shut()
 
     def _stop_writing(self) -> None:
+        self._shared.writing.discard(self)
         if self._writer is not None:
-            self._shared.writing.discard(self)
             self._writer.stop()
             self._writer.close()
             self._writer = None

@@ -21,6 +21,11 @@ ACCEPT_PAUSE = 0.1
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+def max_lingering(max_clients: int) -> int:
+    """Clients beyond `max_clients` that may be on their way out, being told why or still taking their last answer."""
+    return max(16, max_clients // 4)
+
+
 class Listener(StreamServer):  # type: ignore[misc]
     """Takes clients from a listening socket, up to `max_clients`; the others are refused."""
 
@@ -61,6 +66,12 @@ class Listener(StreamServer):  # type: ignore[misc]
         number = next(self._numbers)
         client = Client(clients, sock, f"#{number} {net.format_address(address)}")
         self._log.info("#%d: %s", number, name)
+        if len(clients.members) >= self._max_clients + max_lingering(self._max_clients):
+            # So many do not close although they were told to go: there is no place to tell one more.
+            clients.warn(
+                Overloaded.cause, f"#{number} {name}: closed at once: too many clients that were told to go stay"
+            )
+            return
         is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
         client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)") if is_full else None)
         self._log.info("closed: %s", name)

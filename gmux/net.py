@@ -5,9 +5,11 @@ Nothing here is monkey-patched: the sockets are the standard library's, and wait
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import struct
+import termios
 from contextlib import suppress
 
 import gevent
@@ -88,7 +90,24 @@ def connect(address: Address, seconds: float) -> socket.socket:
     return sock
 
 
+def unacknowledged(sock: socket.socket) -> int:
+    """Bytes that the kernel has taken for the peer, and the peer has not acknowledged (SIOCOUTQ, tcp(7))."""
+    try:
+        return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
+    except OSError:
+        return 0  # the connection is gone
+
+
 def prepare_reset(sock: socket.socket) -> None:
     """Make the close of `sock` a reset, so that the peer cannot take what came so far for a complete message."""
+    _set_linger(sock, True)
+
+
+def prepare_close(sock: socket.socket) -> None:
+    """Take `prepare_reset` back."""
+    _set_linger(sock, False)
+
+
+def _set_linger(sock: socket.socket, is_on: bool) -> None:
     with suppress(OSError):  # the connection is gone already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_on, 0))

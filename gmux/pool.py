@@ -263,6 +263,8 @@ class Pool:
             upstream = self._make_upstream()
         except ConnectError as error:
             self._pause(error)
+        except Exception as error:  # of the keeper of slots or the resolver: whatever it is, those who wait hear of it
+            self._pause(ConnectError(f"cannot connect to the target {self._where}: {error!r}"))
         finally:
             # Also when the greenlet is killed: a permit that is not given back is lost.
             self._connecting.discard(gevent.getcurrent())

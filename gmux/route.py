@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from time import monotonic
 
 import gevent
 
@@ -64,6 +65,7 @@ class Route:
 
     def drain(self, seconds: float) -> bool:
         """Stop accepting, let requests under way end, and close; switches greenlets. Whether all ended in time."""
+        end = monotonic() + seconds
         clients = self._clients
         self._listener.close()
         clients.drain()
@@ -75,7 +77,8 @@ class Route:
         # slow to close do not need them any more.
         self._pool.stop()
         if is_done:
-            with gevent.Timeout(LINGER_TIMEOUT, False):
+            # The last bytes of an answer may still be on their way.
+            with gevent.Timeout(max(LINGER_TIMEOUT, end - monotonic()), False):
                 while clients.members:
                     gevent.sleep(DRAIN_INTERVAL)
         for client in list(clients.members):

@@ -100,8 +100,8 @@ class FileSlots:
     def _holders(self) -> str:
         holders = set()
         for path in self._paths:
-            with suppress(OSError):  # given back in this moment
-                holders.add(path.read_text().strip())
+            with suppress(OSError, ValueError):  # given back in this moment, or not written by gmux
+                holders.add(str(int(path.read_text())))
         return "another gmux, process " + ", ".join(sorted(holders))
 
 

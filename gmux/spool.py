@@ -10,6 +10,9 @@ CHUNK = 64 * 1024
 #: Pieces below this size are joined, so that a message that comes byte by byte costs bytes and not objects.
 SMALL = 4 * 1024
 
+#: Bytes of one temporary file; a message in step with its reader uses at most two.
+SEGMENT = 16 * 1024 * 1024
+
 
 class Full(Exception):
     """No more can be held; the text says which limit was met."""
@@ -35,10 +38,23 @@ class Memory:
         self.used -= size
 
 
-class Spool:
-    """First in, first out. `write` may use the disk (the page cache, in practice); it never switches greenlets."""
+class _Segment:
+    """A part of a spool on disk: a temporary file without a name, written and read from its beginning to its end."""
 
-    __slots__ = ("_memory", "_memory_limit", "_limit", "_chunks", "_in_memory", "_file", "_written", "_read")
+    __slots__ = ("file", "read", "written")
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] = TemporaryFile(prefix="gmux-", buffering=0)
+        self.written = self.read = 0
+
+
+class Spool:
+    """First in, first out. `write` may use the disk (the page cache, in practice); it never switches greenlets.
+
+    What is on disk is in segments, so that the disk gets back what was read while more is written.
+    """
+
+    __slots__ = ("_memory", "_memory_limit", "_limit", "_chunks", "_in_memory", "_segments", "_on_disk")
 
     def __init__(self, memory: Memory, memory_limit: int, limit: int) -> None:
         self._memory = memory
@@ -46,11 +62,11 @@ class Spool:
         self._limit = limit
         self._chunks: deque[bytes] = deque()
         self._in_memory = 0
-        self._file: IO[bytes] | None = None
-        self._written = self._read = 0
+        self._segments: deque[_Segment] = deque()
+        self._on_disk = 0
 
     def __len__(self) -> int:
-        return self._in_memory + self._written - self._read
+        return self._in_memory + self._on_disk
 
     def write(self, data: bytes) -> None:
         """Append `data`. Raises Full, also for a disk that is full."""
@@ -59,7 +75,7 @@ class Spool:
             return  # an empty chunk would look like the end to who reads
         if len(self) + size > self._limit:
             raise Full(f"more than {self._limit} bytes are held")
-        if self._file is None and self._in_memory + size <= self._memory_limit and self._memory.take(size):
+        if not self._segments and self._in_memory + size <= self._memory_limit and self._memory.take(size):
             chunks = self._chunks
             if chunks and len(chunks[-1]) < SMALL:
                 chunks[-1] += data
@@ -68,15 +84,21 @@ class Spool:
             self._in_memory += size
             return
         try:
-            if self._file is None:
-                self._file = TemporaryFile(prefix="gmux-", buffering=0)
-            self._file.seek(self._written)
-            written = 0
-            while written < size:
-                written += self._file.write(data[written:])
+            self._write_to_disk(data)
         except OSError as error:
             raise Full(f"the temporary file cannot be written: {error.strerror}") from None
-        self._written += size
+        self._on_disk += size
+
+    def _write_to_disk(self, data: bytes) -> None:
+        segments = self._segments
+        if not segments or segments[-1].written >= SEGMENT:
+            segments.append(_Segment())
+        segment = segments[-1]
+        segment.file.seek(segment.written)
+        done = 0
+        while done < len(data):
+            done += segment.file.write(data[done:])
+        segment.written += done
 
     def read(self) -> bytes:
         """Remove and return the next bytes, at most about CHUNK; empty when nothing is held."""
@@ -85,26 +107,23 @@ class Spool:
             self._in_memory -= len(data)
             self._memory.give(len(data))
             return data
-        if self._file is None:
+        if not self._segments:
             return b""
-        self._file.seek(self._read)
-        # Behind `_written` may lie what a write left that failed half-way.
-        data = self._file.read(min(CHUNK, self._written - self._read))
-        self._read += len(data)
-        if self._read == self._written:
-            # All of it is out: memory may serve again, and the disk gets its blocks back.
-            self._close_file()
+        segment = self._segments[0]
+        segment.file.seek(segment.read)
+        # Behind `written` may lie what a write left that failed half-way.
+        data = segment.file.read(min(CHUNK, segment.written - segment.read))
+        segment.read += len(data)
+        self._on_disk -= len(data)
+        if segment.read == segment.written:
+            # When it was the last one, memory may serve again.
+            self._segments.popleft().file.close()
         return data
 
     def close(self) -> None:
         """Drop what is held."""
         self._memory.give(self._in_memory)
-        self._in_memory = 0
+        self._in_memory = self._on_disk = 0
         self._chunks.clear()
-        self._close_file()
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        self._written = self._read = 0
+        while self._segments:
+            self._segments.popleft().file.close()

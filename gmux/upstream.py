@@ -103,6 +103,9 @@ class Upstream:
         self.is_stale = partial(poller.poll, 0)
         self._decoder = decoder
         self._kick = kick
+        # When the process is killed the kernel closes for it. What it has not sent yet would go out first, while the
+        # slot is free already: the target would see this connection and its successor.
+        net.prepare_reset(sock)
         loop = get_hub().loop
         # Events of the target come before those of clients: its connection is what all wait for, and an end of it
         # must be seen before a request of the same turn of the loop is put on it.
@@ -159,8 +162,7 @@ class Upstream:
 
     def abort(self) -> None:
         """End the connection at once, with a reset."""
-        net.prepare_reset(self._sock)
-        self._close_now(self._close_reason)
+        self._close_now(self._close_reason, is_abort=True)
 
     def fail(self, error: ExchangeError) -> None:
         """Fail the exchange in flight, if there is one, and close: a late answer dies with the connection."""
@@ -283,7 +285,7 @@ class Upstream:
             self._writer.close()
             self._writer = None
 
-    def _close_now(self, reason: str) -> None:
+    def _close_now(self, reason: str, is_abort: bool = False) -> None:
         if self.is_closed:
             return
         self.is_closing = self.is_closed = True
@@ -291,5 +293,7 @@ class Upstream:
         self._reader.stop()
         self._reader.close()
         self._stop_writing()
+        if not is_abort:
+            net.prepare_close(self._sock)
         self._sock.close()
         self._owner.ended(self, reason)

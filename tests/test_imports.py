@@ -25,7 +25,7 @@ LAYERS = [
     ["gmux.codecs.registry"],
     ["gmux.config"],
     ["gmux.logs"],
-    ["gmux.deadlines", "gmux.spinner", "gmux.spool", "gmux.net", "gmux.trace"],
+    ["gmux.deadlines", "gmux.spinner", "gmux.spool", "gmux.net", "gmux.ratelimit", "gmux.trace"],
     ["gmux.exchange"],
     ["gmux.upstream"],
     ["gmux.pool"],

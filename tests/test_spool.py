@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import settings
@@ -247,3 +249,38 @@ def test_memory_takes_up_to_its_limit_and_counts_nothing_past_it():
     assert not memory.take(5)
     assert memory.take(4)
     assert memory.used == 10
+
+
+def test_spool_read_in_step_with_writing_uses_no_more_disk_than_its_limit():
+    """A reader that stays a little behind never lets the spool run empty; what it has read must not stay on disk."""
+    megabyte, limit = 1 << 20, 32 << 20
+
+    def files() -> dict[tuple[int, int], int]:
+        """The bytes on disk of each open file; a temporary file may have no name, so it is known by its number."""
+        found = {}
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(OSError):  # the descriptor with which the folder was listed
+                status = os.fstat(int(number))
+                if stat.S_ISREG(status.st_mode):
+                    found[status.st_dev, status.st_ino] = status.st_blocks * 512
+        return found
+
+    def disk() -> int:
+        return sum(size for file, size in files().items() if file not in before)
+
+    before = files()
+    held = Spool(Memory(megabyte), megabyte, limit)
+    most = written = taken = 0
+    while written < 100 * megabyte:
+        held.write(bytes([written // CHUNK % 251]) * CHUNK)
+        written += CHUNK
+        while len(held) > 8 * megabyte:
+            data = held.read()
+            assert data == bytes([taken // CHUNK % 251]) * len(data)
+            taken += len(data)
+        if written % megabyte == 0:
+            most = max(most, disk())
+    assert written - taken == len(held)
+    held.close()
+    assert disk() == 0
+    assert 0 < most <= 40 * megabyte

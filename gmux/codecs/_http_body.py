@@ -15,6 +15,9 @@ from gmux.errors import FramingError, HeadTooLarge, MessageTooLarge
 
 LAST_CHUNK = b"0\r\n\r\n"
 
+#: Steps (a chunk takes three) in one part; chunks of one byte would keep the loop for long in one read.
+MAX_STEPS = 1024
+
 #: A chunk's size line, extensions included. Nobody uses extensions; whoever sends long ones is up to no good.
 MAX_CHUNK_LINE = 256
 
@@ -102,8 +105,11 @@ class ChunkedBody:
 
     def read(self, buffer: Buffer) -> Part | None:
         pieces: list[bytes] = []
-        while self._read(buffer, pieces):
-            pass
+        for _ in range(MAX_STEPS):
+            if not self._read(buffer, pieces):
+                break
+        else:
+            return Part(self._join(pieces), last=False)
         if self._read == self._read_nothing:
             end = b"0\r\n" + b"".join(self._trailers) + b"\r\n" if self._as_chunks else b""
             return Part(self._join(pieces) + end)
@@ -124,7 +130,7 @@ class ChunkedBody:
             return False
         match = _CHUNK_LINE.fullmatch(line)
         if match is None:
-            raise FramingError(f"{line[:40]!r} is not a chunk size")
+            raise FramingError("a chunk does not begin with its size")
         self._left = int(match[1], 16)
         self._total += self._left
         if self._limit is not None and self._total > self._limit:
@@ -160,7 +166,7 @@ class ChunkedBody:
             self._read = self._read_nothing
             return False
         if _FIELD_LINE.fullmatch(line) is None or _NOT_IN_TRAILERS.match(line):
-            raise FramingError(f"{line[:40]!r} is not allowed as a trailer")
+            raise FramingError("a trailer is malformed or not allowed")
         self._trailers_size += len(line)
         self._trailers.append(line)
         return True

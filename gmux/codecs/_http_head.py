@@ -89,7 +89,7 @@ def check_beginning(data: bytes) -> None:
     line, end, _ = data.partition(b"\n")
     # Nothing, or half an empty line, is what may be left of the empty lines that are ignored.
     if data not in (b"", b"\r") and (not _TOKEN.match(data) or (end and not _REQUEST_LINE.match(line + end))):
-        raise FramingError(f"{line[:40]!r} is not the first line of a request")
+        raise FramingError("what came does not begin as a request")
 
 
 def check_lines(head: bytes) -> None:
@@ -203,7 +203,7 @@ def read_fields(fields: Fields, lines: list[bytes]) -> Framing:
             framing.expects_continue = value.lower() == b"100-continue"
         elif b"_" in lower:
             # To us it says nothing, to a target that has WSGI's or CGI's names for fields it says where the body ends.
-            raise FramingError(f"{name!r} may be taken for another field")
+            raise FramingError("a name with _ may be taken for the field with -")
     if framing.is_chunked and framing.length is not None:
         raise FramingError("both Content-Length and Transfer-Encoding are given")
     if nominated:
@@ -228,7 +228,7 @@ def check_codings(value: bytes) -> None:
     """
     codings = [coding.strip(b"\t ").lower() for coding in value.split(b",")]
     if len(codings) > 1 and all(codings) and codings[-1] == b"chunked" and b"chunked" not in codings[:-1]:
-        raise Unsupported(f"the transfer coding {value[:40]!r} is not offered")
+        raise Unsupported("no transfer coding but chunked is offered")
 
 
 def split_absolute(method: bytes, path: bytes) -> tuple[bytes, bytes] | None:

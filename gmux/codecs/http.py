@@ -36,10 +36,16 @@ MAX_WHOLE = 64 * 1024
 
 CR, SLASH = b"\r/"
 
+MAX_EMPTY_LINES = 16
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 #: RFC 9110 section 9.2.2.
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+
+#: Methods whose requests have no body with a meaning (RFC 9110 section 9.3). A target that does not read one takes it
+#: for the next request, and its answer would go to another client: the connection of such a request ends with it.
+BODYLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE"))
 
 #: Seconds after which a client that was turned away may try again.
 RETRY_AFTER = 1
@@ -64,10 +70,11 @@ STATUS: dict[type[ExchangeError], bytes] = {
 class HttpRequest(Request):
     """With what the framing of its answer depends on."""
 
-    __slots__ = ("method", "minor_version")
+    __slots__ = ("has_doubtful_body", "method", "minor_version")
 
     method: bytes
     minor_version: int
+    has_doubtful_body: bool
 
 
 class HttpCodec:
@@ -112,13 +119,14 @@ class HttpCodec:
 class HttpRequestDecoder(Buffer):
     """Requests of one client. Between requests `_body` is None."""
 
-    __slots__ = ("_limits", "_body", "_owes_continue")
+    __slots__ = ("_limits", "_body", "_owes_continue", "_empty_lines")
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
         self._limits = limits
         self._body: Body | None = None
         self._owes_continue = False
+        self._empty_lines = 0
 
     def next_event(self) -> Request | Part | None:
         if self._body is not None:
@@ -126,12 +134,17 @@ class HttpRequestDecoder(Buffer):
         if not self.data:
             return None
         if self.data[self._start] == CR:
+            # RFC 9112 section 2.2: empty lines before a request line are to be ignored; but nobody sends many.
             while self.peek(2) == b"\r\n":
-                self.take(2)  # RFC 9112 section 2.2: empty lines before a request line are to be ignored
+                self.take(2)
+                self._empty_lines += 1
+                if self._empty_lines > MAX_EMPTY_LINES:
+                    raise FramingError(f"more than {MAX_EMPTY_LINES} empty lines came before a request")
         head = _http_head.take(self, self._limits.max_head)
         if head is None:
             _http_head.check_beginning(self.peek(_http_head.MAX_REQUEST_LINE))
             return None
+        self._empty_lines = 0
         return self._begin(head)
 
     def take_reply(self) -> bytes:
@@ -179,7 +192,9 @@ class HttpRequestDecoder(Buffer):
         request = HttpRequest(data, True, method in IDEMPOTENT, closes)
         request.method = method
         request.minor_version = minor_version
-        if framing.is_chunked or framing.length:
+        has_body = framing.is_chunked or bool(framing.length)
+        request.has_doubtful_body = has_body and method in BODYLESS
+        if has_body:
             self._begin_body(request, framing)
         return request
 
@@ -250,7 +265,8 @@ class HttpAnswerDecoder(Buffer):
             end = held.find(_http_head.END) + len(_http_head.END)
             if len(_http_head.END) <= end <= _http_head.MAX_REMEMBERED:
                 head = _http_head.remembered_answer(held[:end])
-                if len(held) == end + head.plain_length and not request.close:
+                is_plain = not request.close and not request.has_doubtful_body
+                if is_plain and len(held) == end + head.plain_length:
                     self.data, self.request = b"", None
                     return Part(head.plain + held[end:])
         while True:
@@ -273,6 +289,7 @@ class HttpAnswerDecoder(Buffer):
         lines = head.lines
         options = framing.options
         self._reusable = b"close" not in options and (head.minor_version == 1 or b"keep-alive" in options)
+        self._reusable = self._reusable and not request.has_doubtful_body
         self._close = request.close
         length = 0
         if framing.is_chunked and not request.minor_version:

@@ -27,7 +27,7 @@ class LengthHeaderCodec(FramedCodec):
         while len(buffer) >= size:
             length = self.length(buffer.peek(size))
             if not length:
-                buffer.take(size)
+                self.skip(buffer)
             elif length > self.max_message:
                 raise MessageTooLarge(f"a message of {length} bytes is longer than {self.max_message} (--max-message)")
             elif len(buffer) < size + length:
@@ -37,9 +37,12 @@ class LengthHeaderCodec(FramedCodec):
         return None
 
     def skip(self, buffer: Buffer) -> None:
-        poll = self.poll
-        while buffer.peek(len(poll)) == poll:
-            buffer.take(len(poll))
+        size = self.header_size
+        if buffer.peek(size) == self.poll:
+            # All at once: one after the other, a read full of them would cost more than a thousand messages.
+            held = buffer.peek(len(buffer))
+            zeros = len(held) - len(held.lstrip(self.poll[:1]))
+            buffer.take(zeros - zeros % size)
 
     def redact(self, message: bytes) -> bytes:
         size = self.header_size
@@ -65,5 +68,5 @@ class MpuCodec(LengthHeaderCodec):
     def length(self, header: bytes) -> int:
         # bytes.isdigit() is true for ASCII digits alone; int() would also take signs, blanks and underscores.
         if not header.isdigit():
-            raise FramingError(f"the length header {header!r} is not 4 ASCII digits")
+            raise FramingError("a length header is not 4 ASCII digits")
         return int(header)

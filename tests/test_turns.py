@@ -1,0 +1,190 @@
+"""One client that asks for much at once, and what the others and the log notice of it: little."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import ExitStack
+from time import thread_time
+
+import gevent
+import pytest
+from gevent import socket
+
+from gmux.codecs.http import HttpCodec
+from tests.support.clients import Client
+from tests.support.framing import HTTP
+from tests.support.service import LOG, Service, failing_on_errors, serving
+from tests.support.stream import Closed
+from tests.support.target import closed_port
+from tests.support.wait import wait_until
+
+DEADLINE = 25.0
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+REFUSAL = b"HTTP/1.1 502 "
+MANY = 5000
+
+#: Refusals that others may get before a client that asks once gets its own.
+FEW = 500
+
+#: The longest that the loop may be held, CPU seconds.
+HELD = 0.06
+
+
+@pytest.fixture(autouse=True)
+def _guarded():
+    with failing_on_errors(), gevent.Timeout(DEADLINE):
+        yield
+
+
+@pytest.fixture
+def refused(monkeypatch) -> list[None]:
+    """Has an entry for each refusal that was made."""
+    made: list[None] = []
+    usual = HttpCodec.refuse
+
+    def refuse(self, error, request):
+        made.append(None)
+        return usual(self, error, request)
+
+    monkeypatch.setattr(HttpCodec, "refuse", refuse)
+    return made
+
+
+def dead_service(stack: ExitStack) -> Service:
+    """A route to a target that is known to be down, for longer than the test."""
+    service = stack.enter_context(serving(closed_port(), protocol="http", retry_delay="30s"))
+    with Client(service.address, HTTP) as client:
+        client.send_raw(GET)
+        assert HTTP.read(client).startswith(REFUSAL)
+    service.wait_clients(0)
+    return service
+
+
+def count_refusals(client: Client, number: int) -> int:
+    """The refusals that come, until there are `number` or the connection ends."""
+    found = 0
+    while found < number:
+        try:
+            found += HTTP.read(client).startswith(REFUSAL)
+        except Closed:
+            break
+    return found
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["stays", "half-closes"])
+def test_pipelined_requests_target_down_others_are_refused_in_their_turn(refused, ends):
+    """Each refusal is made at once, so no turn ends by itself (invariant 7)."""
+    with ExitStack() as stack:
+        service = dead_service(stack)
+        greedy, *others = [stack.enter_context(Client(service.address, HTTP)) for _ in range(5)]
+        service.wait_clients(5)
+        refused.clear()
+        seen: list[int] = []
+
+        def ask(client: Client) -> None:
+            client.send_raw(GET)
+            assert HTTP.read(client).startswith(REFUSAL)
+            seen.append(len(refused))
+
+        def pipeline() -> None:
+            greedy.send_raw(GET * MANY)
+            if ends:
+                greedy.sock.shutdown(socket.SHUT_WR)
+
+        # Two ask before, two behind: whichever end of the line the loop begins with, some come after the greedy one.
+        users = [gevent.spawn(ask, client) for client in others[:2]]
+        users.append(gevent.spawn(pipeline))
+        users += [gevent.spawn(ask, client) for client in others[2:]]
+        counting = gevent.spawn(count_refusals, greedy, MANY)
+        gevent.joinall(users, raise_error=True)
+        assert counting.get() == MANY
+        assert len(seen) == 4
+        assert max(seen) < FEW
+        if ends:
+            greedy.receive_end()
+        else:
+            greedy.send_raw(GET)
+            assert count_refusals(greedy, 1) == 1
+
+
+def test_pipelined_requests_target_down_last_one_closes_none_is_lost():
+    with ExitStack() as stack:
+        service = dead_service(stack)
+        client = stack.enter_context(Client(service.address, HTTP))
+        client.send_raw(GET * (MANY - 1) + b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" + GET)
+        assert count_refusals(client, MANY + 1) == MANY
+
+
+def test_pipelined_requests_client_vanishes_in_the_middle_nothing_is_left(refused):
+    with ExitStack() as stack:
+        service = dead_service(stack)
+        refused.clear()
+        with Client(service.address, HTTP) as client:
+            client.send_raw(GET * MANY)
+            wait_until(lambda: refused)
+            client.reset()
+        service.wait_clients(0)
+
+
+def longest_hold(during) -> float:
+    """The most CPU seconds between two turns of the loop while `during` runs; CPU, since others share the machine."""
+    longest = 0.0
+    running = gevent.spawn(during)
+    last = thread_time()
+    while not running.ready():
+        gevent.sleep(0.001)
+        now = thread_time()
+        longest = max(longest, now - last)
+        last = now
+    running.get()
+    return longest
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_upload_in_chunks_of_one_byte_does_not_hold_the_loop(clients):
+    """200,000 chunks; alone, and by four clients in the same turns."""
+    number = 200_000 // clients
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def upload(client: Client) -> None:
+        client.send_raw(head + b"1\r\nx\r\n" * number + b"0\r\n\r\n")
+        assert count_refusals(client, 1) == 1
+
+    with ExitStack() as stack:
+        service = dead_service(stack)
+        users = [stack.enter_context(Client(service.address, HTTP)) for _ in range(clients)]
+        service.wait_clients(clients)
+
+        def run() -> None:
+            gevent.joinall([gevent.spawn(upload, user) for user in users], raise_error=True)
+
+        assert longest_hold(run) < HELD
+
+
+def test_log_of_many_refusals_for_the_same_cause_is_bounded_and_counts_all(caplog, monkeypatch):
+    number = 1000
+    # Its own log: what was left out of another test's may be told while this one runs.
+    log = LOG.getChild("turns")
+    monkeypatch.setattr("tests.support.service.LOG", log)
+    caplog.set_level(logging.WARNING, log.name)
+
+    def lines() -> list[str]:
+        """Those about refusals; the pool's own word on the target comes without a cause."""
+        told = [record.getMessage() for record in caplog.records if record.name == log.name]
+        return [line for line in told if "upstream/connect" in line]
+
+    def told() -> int:
+        counts = [re.search(r"(\d+) more", line) for line in lines()]
+        return sum(int(count[1]) if count else 1 for count in counts)
+
+    with ExitStack() as stack:
+        service = dead_service(stack)
+        with Client(service.address, HTTP) as client:
+            client.send_raw(GET * (number - 1))
+            assert count_refusals(client, number - 1) == number - 1
+        wait_until(lambda: told() >= number, what="the word on those that were left out")
+    assert told() == number
+    assert len(lines()) <= 30
+    assert re.search(r"\d+ more", lines()[-1])
