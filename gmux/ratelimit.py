@@ -32,8 +32,16 @@ class LimitedWarnings:
         if count <= MAX_LINES:
             self._log.warning("%s", message)
 
+    def flush(self) -> None:
+        """Tell now what was left out, as the service ends."""
+        for cause in list(self._counts):
+            self._end(cause)
+
     def _end_period(self, cause: str, timer: Any) -> None:
         timer.close()
-        left_out = self._counts.pop(cause) - MAX_LINES
+        self._end(cause)
+
+    def _end(self, cause: str) -> None:
+        left_out = self._counts.pop(cause, 0) - MAX_LINES
         if left_out > 0:
             self._log.warning("and %d more like these within %g s (%s)", left_out, PERIOD, cause)

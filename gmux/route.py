@@ -83,4 +83,5 @@ class Route:
                     gevent.sleep(DRAIN_INTERVAL)
         for client in list(clients.members):
             client.abort()
+        clients.warn.flush()
         return is_done

@@ -251,6 +251,9 @@ def test_memory_takes_up_to_its_limit_and_counts_nothing_past_it():
     assert memory.used == 10
 
 
+# Disk.
+
+
 def test_spool_read_in_step_with_writing_uses_no_more_disk_than_its_limit():
     """A reader that stays a little behind never lets the spool run empty; what it has read must not stay on disk."""
     megabyte, limit = 1 << 20, 32 << 20

@@ -16,7 +16,7 @@ from gmux.errors import FramingError, HeadTooLarge, MessageTooLarge
 LAST_CHUNK = b"0\r\n\r\n"
 
 #: Steps (a chunk takes three) in one part; chunks of one byte would keep the loop for long in one read.
-MAX_STEPS = 1024
+MAX_STEPS = 128
 
 #: A chunk's size line, extensions included. Nobody uses extensions; whoever sends long ones is up to no good.
 MAX_CHUNK_LINE = 256
