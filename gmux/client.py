@@ -29,7 +29,7 @@ from gmux.codecs.base import Codec, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
 from gmux.exchange import Exchange
-from gmux.net import READ_BUFFER, READ_VIEW
+from gmux.net import READ_SIZE
 from gmux.pool import Pool
 from gmux.ratelimit import LimitedWarnings
 from gmux.spool import Full, Memory, Spool
@@ -96,7 +96,7 @@ class Client:
         "_shared",
         "_sock",
         "_send",
-        "_recv_into",
+        "_recv",
         "_decoder",
         "_exchange",
         "_incoming",
@@ -123,7 +123,7 @@ class Client:
         self._shared = shared
         self._sock = sock
         self._send = sock.send
-        self._recv_into = sock.recv_into
+        self._recv = sock.recv
         self._decoder: RequestDecoder = shared.codec.request_decoder()
         self._exchange: Exchange | None = None
         self._incoming: Exchange | None = None
@@ -169,21 +169,21 @@ class Client:
 
     def _on_readable(self) -> None:
         try:
-            size = self._recv_into(READ_BUFFER)
+            data = self._recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
             self._vanish(error)
             return
-        if not size:
+        if not data:
             self._on_end()
         elif self._is_open:
-            self._decoder.receive_data(bytes(READ_VIEW[:size]))
+            self._decoder.receive_data(data)
             if self._exchange is None and self._outbox is None and not self._is_deferred:
                 self._advance()
             else:
                 self._is_due = True
-                self._ahead += size
+                self._ahead += len(data)
                 if self._ahead > MAX_AHEAD:
                     self._read_off()
 

@@ -19,13 +19,9 @@ from gmux.errors import ConnectError, ConnectTimeout, StartError
 
 Address = tuple[str, int]
 
-#: One read takes at most this much. A larger buffer gains nothing, because the kernel hands over what has come; and
-#: a fresh one for each read would cost an mmap and its page faults from 128 KiB on.
+#: One read takes at most this much. From 128 KiB on each would cost an mmap and its page faults; below, to receive into
+#: a buffer of our own and copy out of it is slower (measured: 2.35 us against 2.20 us for 64 bytes sent and received).
 READ_SIZE = 64 * 1024
-
-#: Where all reads go, one at a time: what was read is copied out before the next switch.
-READ_BUFFER = bytearray(READ_SIZE)
-READ_VIEW = memoryview(READ_BUFFER)
 
 #: A peer that vanished without a word (power, cable) is noticed after 60 + 6 x 10 seconds of silence; the kernel's own
 #: default is more than two hours. Seconds, seconds, probes.

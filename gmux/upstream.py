@@ -28,7 +28,7 @@ from gmux import net
 from gmux.codecs.base import AnswerDecoder
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
-from gmux.net import READ_BUFFER, READ_VIEW
+from gmux.net import READ_SIZE
 
 READ, WRITE = 1, 2
 
@@ -74,7 +74,7 @@ class Upstream:
         "_owner",
         "_sock",
         "_send",
-        "_recv_into",
+        "_recv",
         "_decoder",
         "_kick",
         "_reader",
@@ -95,7 +95,7 @@ class Upstream:
         self._owner = owner
         self._sock = sock
         self._send = sock.send
-        self._recv_into = sock.recv_into
+        self._recv = sock.recv
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         # Whether the connection has ended, or holds bytes nobody asked for, that the loop has not seen yet. Asked
@@ -173,13 +173,13 @@ class Upstream:
 
     def _on_readable(self) -> None:
         try:
-            size = self._recv_into(READ_BUFFER)
+            data = self._recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
             self._on_end(error.strerror or str(error), is_broken=True)
             return
-        if not size:
+        if not data:
             self._on_end("closed by the target")
             return
         if self.is_closing:
@@ -187,12 +187,12 @@ class Upstream:
         exchange = self.exchange
         decoder = self._decoder
         if decoder.data:
-            decoder.receive_data(bytes(READ_VIEW[:size]))
+            decoder.receive_data(data)
         else:
-            decoder.data = bytes(READ_VIEW[:size])
+            decoder.data = data
         if exchange is None:
             if decoder.has_surplus:
-                self.close(f"{size} bytes came that nobody asked for")
+                self.close(f"{len(data)} bytes came that nobody asked for")
             return
         try:
             self._pass_on(exchange, decoder)
