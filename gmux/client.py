@@ -178,7 +178,11 @@ class Client:
         if not data:
             self._on_end()
         elif self._is_open:
-            self._decoder.receive_data(data)
+            decoder = self._decoder
+            if decoder.data:
+                decoder.receive_data(data)
+            else:
+                decoder.data = data
             if self._exchange is None and self._outbox is None and not self._is_deferred:
                 self._advance()
             else:

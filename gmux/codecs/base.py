@@ -68,7 +68,7 @@ class Part:
 
 
 class RequestDecoder(Protocol):
-    """Frames what one client sends."""
+    """Frames what one client sends. The caller may set `data` to what was read, where it is empty."""
 
     #: Empty exactly when no bytes are held that no event has taken.
     data: bytes | bytearray
