@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import socket
 from dataclasses import replace
@@ -22,9 +21,6 @@ from gmux.logs import LOGGER, DropTracebacks
 
 #: Descriptors kept for the process itself and for what it holds on disk; an upstream connection has one and its slot's.
 OWN_DESCRIPTORS = 32
-
-#: Variables that gunicorn would take for its own: what it was started by, and what it was handed.
-FOREIGN_VARIABLES = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS", "GUNICORN_CMD_ARGS")
 
 #: Seconds beyond a worker's own graceful timeout before the arbiter kills it.
 GRACE = 2
@@ -143,8 +139,6 @@ def serve(config: Config) -> None:
     if config.target is None:
         # Known before the start: in the worker it would be a failure to try again, without end.
         samples.check(config.protocol)
-    for name in FOREIGN_VARIABLES:
-        os.environ.pop(name, None)
     LOGGER.addFilter(DropTracebacks())
     config = fit_descriptors(config)
     check_codec(config)

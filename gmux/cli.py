@@ -37,6 +37,10 @@ ALIASES = {
     "--retryDelay": "--retry-delay",
 }
 
+#: Variables that gunicorn would take for its own, one of them while it is loaded: what it was started by, and what it
+#: was handed.
+FOREIGN_VARIABLES = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY")
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run `gmux` and exit the process."""
@@ -94,9 +98,9 @@ def _server(words: docopt.ParsedOptions) -> None:
     given = {name: "true" if text is True else text for name, text in texts.items()}
     settings = config.read(given)
     logs.configure(settings.log_format, settings.verbose, settings.quiet)
+    for name in FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
     # gevent and gunicorn are loaded for the server alone: the other commands answer at once.
-    # gunicorn reads this one while it is loaded.
-    os.environ.pop("WEB_CONCURRENCY", None)
     from gmux import app
 
     app.serve(settings)

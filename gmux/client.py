@@ -131,8 +131,9 @@ class Client:
         # Whether there is more to do when the answer is out than to wait: bytes are held, an end was seen, the clock
         # of idle clients is to be started. Without it each answer would pay for asking all of them.
         self._is_due = False
-        self._is_deferred = False
-        self._is_half = self._is_closed = self._is_advancing = self._is_reading = self._is_timed = False
+        self._is_half = self._is_closed = self._is_deferred = self._is_advancing = self._is_reading = self._is_timed = (
+            False
+        )
         self._ahead = self._held = self._unacknowledged = 0
         self._outbox: Spool | None = None
         self._unsent: bytes | memoryview = b""
@@ -249,7 +250,7 @@ class Client:
             # A codec's own fault, of another package perhaps. It ends with this client: the caller may be the upstream
             # connection, which goes on for all.
             self._shared.log.exception("%s: the codec failed", self.name)
-            self._reset()
+            self.abort()
         finally:
             self._is_advancing = False
 
@@ -342,7 +343,7 @@ class Client:
         if exchange.answered:
             self._warn(error)
             # Only a reset tells the client that what it has is not the whole answer.
-            self._reset()
+            self.abort()
         else:
             self._refuse(error, exchange.request)
 
@@ -389,7 +390,8 @@ class Client:
         self._shared.log.debug("%s: %s", self.name, error.strerror)
         self._close()
 
-    def _reset(self) -> None:
+    def abort(self) -> None:
+        """End the connection at once, with a reset."""
         net.prepare_reset(self._sock)
         self._close()
 
@@ -456,11 +458,7 @@ class Client:
     def write_timed_out(self) -> None:
         seconds = self._shared.settings.write_timeout
         self._warn(AnswerTooLarge(f"the client took nothing of its answer for {seconds:g} s"))
-        self._reset()
-
-    def abort(self) -> None:
-        """End the connection at once."""
-        self._reset()
+        self.abort()
 
     # Writing.
 
@@ -487,7 +485,7 @@ class Client:
             self._outbox.write(data)
         except Full as error:
             self._warn(AnswerTooLarge(f"the client is too slow for its answer: {error}"))
-            self._reset()
+            self.abort()
 
     def _on_writable(self) -> None:
         outbox = self._outbox

@@ -64,7 +64,6 @@ class Listener(StreamServer):  # type: ignore[misc]
             return
         clients = self._clients
         number = next(self._numbers)
-        client = Client(clients, sock, f"#{number} {net.format_address(address)}")
         self._log.info("#%d: %s", number, name)
         if len(clients.members) >= self._max_clients + max_lingering(self._max_clients):
             # So many do not close although they were told to go: there is no place to tell one more.
@@ -72,6 +71,7 @@ class Listener(StreamServer):  # type: ignore[misc]
                 Overloaded.cause, f"#{number} {name}: closed at once: too many clients that were told to go stay"
             )
             return
+        client = Client(clients, sock, f"#{number} {net.format_address(address)}")
         is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
         client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)") if is_full else None)
         self._log.info("closed: %s", name)

@@ -32,10 +32,8 @@ BACKLOG = 2048
 IPV4_MAPPED = "::ffff:"
 
 
-def format_address(address: tuple[str, int] | tuple[str, int, int, int] | str) -> str:
+def format_address(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
     """`host:port`, `[host]:port` for IPv6; an IPv4 client of an IPv6 socket is shown as what it is."""
-    if isinstance(address, str):
-        return address or "unix"
     host, port = address[0].removeprefix(IPV4_MAPPED), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -321,6 +321,7 @@ class Pool:
                 # Its end, or what nobody asked for, came right behind the answer.
                 upstream.fail(UpstreamClosed("closed by the target"))
             else:
+                # `pop_first` without its call: this is what the target waits for.
                 upstream.send(self._waiting.popitem(last=False)[0])
             return
         self._answering.discard(upstream)

@@ -33,15 +33,3 @@ def cpu_seconds(pid: int) -> float:
     """The processor time that the process has used, in steps of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def spool_bytes(pid: int) -> int:
-    """The bytes in temporary files that the process holds open; they have no name any more."""
-    total = 0
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if "deleted" in os.readlink(link):
-                total += link.stat().st_size
-        except OSError:
-            continue
-    return total

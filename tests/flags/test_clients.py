@@ -6,10 +6,10 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.flags.support import MEGABYTE, ask_http, receive_http, send_http, spool_bytes
+from tests.flags.support import MEGABYTE, ask_http, receive_http, send_http
 from tests.support.clients import Client
 from tests.support.framing import HTTP
-from tests.support.service import Server
+from tests.support.service import Server, spool_bytes
 from tests.support.stream import Closed
 from tests.support.target import Target, in_turn, padded
 from tests.support.wait import wait_until

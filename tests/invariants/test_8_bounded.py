@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from gevent.lock import Semaphore
@@ -12,7 +11,7 @@ from gevent.lock import Semaphore
 import gmux.client
 from tests.support.clients import Client, tagged
 from tests.support.framing import LINE, MPU
-from tests.support.service import serving
+from tests.support.service import serving, spool_bytes
 from tests.support.target import Target, answer, hold, in_turn, never, padded, pause, send
 from tests.support.wait import wait_until
 
@@ -121,30 +120,18 @@ def test_big_request_is_not_counted_any_more_when_it_is_answered():
         wait_until(lambda: service.held == 0)
 
 
-def spool_bytes() -> int:
-    """The bytes in temporary files that this process holds open; they have no name any more."""
-    total = 0
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            if "deleted" in os.readlink(link):
-                total += link.stat().st_size
-        except OSError:
-            continue
-    return total
-
-
 def test_answer_of_50_megabytes_never_read_goes_to_disk():
     settings = {"max_message": "64M", "memory_limit": "1M", "spool_memory": "64k"}
     with Target(in_turn((padded(50 * MEGABYTE),))) as target, serving(target, **settings) as service:
-        before = spool_bytes()
+        before = spool_bytes(os.getpid())
         with Client(service.address, receive_buffer=4096) as client:
             client.send(b"much")
-            wait_until(lambda: spool_bytes() - before > 40 * MEGABYTE)
+            wait_until(lambda: spool_bytes(os.getpid()) - before > 40 * MEGABYTE)
             assert service.held <= MEGABYTE
             assert_goes_on(service)
             client.reset()
         service.wait_clients(0)
-        assert spool_bytes() == before
+        assert spool_bytes(os.getpid()) == before
 
 
 def test_answer_past_spool_limit_ends_its_client():

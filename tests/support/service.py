@@ -247,6 +247,18 @@ def listening_port(pid: int) -> int:
     return next(iter(ports), 0)
 
 
+def spool_bytes(pid: int) -> int:
+    """The bytes in temporary files that the process holds open; they have no name any more."""
+    total = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if "deleted" in os.readlink(link):
+                total += link.stat().st_size
+        except OSError:
+            continue
+    return total
+
+
 def connecting_sockets(port: int) -> int:
     """Sockets of this machine that are connecting to `port`: a SYN is out and may still be answered."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
