@@ -117,6 +117,10 @@ class Pool:
         if self._retry_timer is not None:
             self._retry_timer.stop()
         gevent.killall(list(self._connecting))
+        # One that was killed before its first step could not give its permit back.
+        for _ in self._connecting:
+            self._permits.release()
+        self._connecting.clear()
         for upstream in list(self._upstreams):
             upstream.fail(UpstreamClosed("gmux is stopping"))
         with gevent.Timeout(CLOSE_TIMEOUT + 0.1, False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import contextmanager
+from time import monotonic
 
 import pytest
 from gevent import socket
@@ -11,7 +12,7 @@ from gevent.lock import Semaphore
 
 from gmux.net import format_address
 from tests.support.clients import Client
-from tests.support.service import Server
+from tests.support.service import Server, Service
 from tests.support.target import Target, answer, hold
 from tests.support.wait import wait_until
 
@@ -53,3 +54,14 @@ def test_signal_to_stop_at_once_tells_what_is_lost(number):
         assert server.wait() == 0
         assert client.outcome(b"") == "closed"
         assert server.said("stopped at once; 1 requests get no answer")
+
+
+def test_stop_before_the_first_step_of_a_new_connection_leaves_nothing_and_does_not_wait():
+    with Target() as target:
+        service = Service((target.server_host, target.server_port), None, {})
+        service.route.start()
+        begin = monotonic()
+        service.route.drain(0.05)
+        assert monotonic() - begin < 0.5
+        assert not service.pool._connecting
+        assert not target.accepted
