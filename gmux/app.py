@@ -12,10 +12,8 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
 from gmux import net, samples, slots
-from gmux.codecs import registry
-from gmux.codecs.base import Limits
 from gmux.config import Config
-from gmux.errors import StartError
+from gmux.errors import ConfigError, StartError
 from gmux.listener import max_lingering
 from gmux.logs import LOGGER, DropTracebacks
 
@@ -127,15 +125,20 @@ def fit_descriptors(config: Config) -> Config:
 
 
 def check_codec(config: Config) -> None:
-    """Make the codec once: in the worker its failure would be one to try again, without end. Raises StartError."""
+    """Make the codec once: in the worker its failure would be one to try again, without end.
+
+    Raises StartError, ConfigError.
+    """
     try:
-        registry.load(config.protocol)(Limits(max_message=config.max_message))
+        config.make_codec()
+    except ConfigError:
+        raise
     except Exception as error:  # another package's code: anything may come
         raise StartError(f"cannot load the protocol {config.protocol}: {error!r}") from None
 
 
 def serve(config: Config) -> None:
-    """Run the service until a signal ends it; exits the process. Raises StartError."""
+    """Run the service until a signal ends it; exits the process. Raises StartError, ConfigError."""
     if config.target is None:
         # Known before the start: in the worker it would be a failure to try again, without end.
         samples.check(config.protocol)

@@ -94,8 +94,7 @@ def _list() -> None:
 
 def _server(words: docopt.ParsedOptions) -> None:
     # An empty value is a value, and a wrong one: None and False alone mean that the flag is not there.
-    texts = {s.name: words[s.flag] for s in SETTINGS if words[s.flag] not in (None, False)}
-    given = {name: "true" if text is True else text for name, text in texts.items()}
+    given = {s.name: _text(s, words[s.flag]) for s in SETTINGS if words[s.flag] not in (None, False, [])}
     settings = config.read(given)
     logs.configure(settings.log_format, settings.verbose, settings.quiet)
     for name in FOREIGN_VARIABLES:
@@ -106,9 +105,16 @@ def _server(words: docopt.ParsedOptions) -> None:
     app.serve(settings)
 
 
+def _text(setting: Setting, word: str | bool | list[str]) -> str | list[str]:
+    if isinstance(word, bool):
+        return "false" if setting.is_on else "true"
+    return word
+
+
 def help_text() -> str:
     """The usage, and each setting by group; docopt reads the flags from it."""
-    lines = [USAGE, "Options of gmux server:"]
+    repeating = "".join(f"[{s.flag} {s.kind.metavar}]... " for s in SETTINGS if s.kind.repeats)
+    lines = [USAGE.replace("[options]", repeating + "[options]"), "Options of gmux server:"]
     for group, settings in groupby(SETTINGS, lambda s: s.group):
         lines.append(f"  {group}")
         lines.extend(_help_lines(setting) for setting in settings)
@@ -121,7 +127,7 @@ def help_text() -> str:
 def _help_lines(setting: Setting) -> str:
     names = ", ".join(filter(None, (setting.short, setting.flag)))
     value = f" {setting.kind.metavar}" if setting.kind.metavar else ""
-    default = f" (default {setting.default_text})" if value else ""
+    default = f" (default {setting.default_text})" if value and setting.default_text else ""
     return f"    {names + value:31}  {setting.help}{default}"
 
 
@@ -140,7 +146,7 @@ def _check(argv: list[str]) -> None:
         flag = word.partition("=")[0]
         setting = BY_FLAG.get(flag) or shorts.get(word[:2])
         if setting is not None:
-            if setting.flag in seen:
+            if setting.flag in seen and not setting.kind.repeats:
                 raise ConfigError(f"{setting.flag} is given twice")
             seen.add(setting.flag)
             _check_value(setting, word, words)

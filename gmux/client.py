@@ -118,13 +118,14 @@ class Client:
         "_greenlet",
     )
 
-    def __init__(self, shared: Clients, sock: socket.socket, name: str) -> None:
+    def __init__(self, shared: Clients, sock: socket.socket, name: str, host: str) -> None:
+        """`name` is for the log, `host` the address without the port."""
         self.name = name
         self._shared = shared
         self._sock = sock
         self._send = sock.send
         self._recv = sock.recv
-        self._decoder: RequestDecoder = shared.codec.request_decoder()
+        self._decoder: RequestDecoder = shared.codec.request_decoder(host)
         self._exchange: Exchange | None = None
         self._incoming: Exchange | None = None
         self._is_open = True
@@ -243,9 +244,9 @@ class Client:
                 else:
                     self._incoming = Exchange(self, event, self._shared.spool())
         except FramingError as error:
-            self._refuse(error, None)
+            self._refuse_incoming(error)
         except Full as error:
-            self._refuse(Overloaded(f"the request cannot be held: {error}"), None)
+            self._refuse_incoming(Overloaded(f"the request cannot be held: {error}"))
         except Exception:
             # A codec's own fault, of another package perhaps. It ends with this client: the caller may be the upstream
             # connection, which goes on for all.
@@ -349,6 +350,13 @@ class Client:
 
     # Ends.
 
+    def _refuse_incoming(self, error: ExchangeError) -> None:
+        """Refuse what is not here whole."""
+        request = self._incoming.request if self._incoming is not None else None
+        if request is not None:
+            request.close = True
+        self._refuse(error, request)
+
     def _refuse(self, error: ExchangeError, request: Request | None) -> None:
         self._warn(error)
         refusal = self._shared.codec.refuse(error, request)
@@ -436,7 +444,8 @@ class Client:
         self._is_timed = False
         if self._is_open:
             seconds = self._shared.settings.request_timeout
-            self._refuse(RequestTimeout(f"the request was not complete within {seconds:g} s"), None)
+            limit = f"{seconds:g} s (--request-timeout)"
+            self._refuse_incoming(RequestTimeout(f"the request was not complete within {limit}"))
 
     def idle_timed_out(self) -> None:
         if not self.has_request:
@@ -457,7 +466,7 @@ class Client:
 
     def write_timed_out(self) -> None:
         seconds = self._shared.settings.write_timeout
-        self._warn(AnswerTooLarge(f"the client took nothing of its answer for {seconds:g} s"))
+        self._warn(AnswerTooLarge(f"the client took nothing of its answer for {seconds:g} s (--client-write-timeout)"))
         self.abort()
 
     # Writing.

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from gmux.codecs import registry
+from gmux.codecs.base import Codec, Limits
 from gmux.errors import ConfigError
 
 EMBEDDED = "embedded"
@@ -24,11 +25,15 @@ _MAX_SECONDS = 10 * 365 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A type of value: how text becomes it, and what the help and the errors call it."""
+    """A type of value: how text becomes it, and what the help and the errors call it.
+
+    A setting whose kind `repeats` may be given many times; its value is a tuple.
+    """
 
     metavar: str
     allowed: str
     parse: Callable[[str], Any]
+    repeats: bool = False
 
 
 def parse_seconds(text: str) -> float:
@@ -111,6 +116,21 @@ def parse_target(text: str) -> tuple[str, int] | None:
     return host, port
 
 
+def parse_field(text: str) -> tuple[str, str]:
+    """A header field: its name, and its value without the blanks around it."""
+    match = re.fullmatch(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\xa0-\xff]*?)[ \t]*", text)
+    if match is None:
+        raise ValueError
+    return match[1], match[2]
+
+
+def parse_host(text: str) -> str:
+    """What stands in a Host field: a name or address, with or without a port."""
+    if not re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?", text):
+        raise ValueError
+    return text
+
+
 def _parse_protocol(text: str) -> str:
     if text not in registry.names():
         raise ValueError
@@ -130,6 +150,9 @@ SIZE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G", parse_size)
 LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT, with a PORT from 0 to 65535", parse_listen)
 TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, or embedded", parse_target)
 PROTOCOL = Kind("PROTO", "", _parse_protocol)
+FORWARDED = _choice("FORM", "off", "x-forwarded", "forwarded")
+FIELD = Kind("FIELD", "NAME: VALUE, or NAME: to remove the field", parse_field, repeats=True)
+HOST = Kind("HOST", "HOST or HOST:PORT", parse_host)
 FLAG = Kind("", "true or false", lambda text: _choice("", "true", "false").parse(text) == "true")
 
 
@@ -139,7 +162,10 @@ def _refuse_zero() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. `name` is its attribute; its flag is the name with dashes. `default` is text like any value."""
+    """One setting. `name` is its attribute; its flag is the name with dashes, after `no-` where it is on by default.
+
+    `default` is text like any value; empty: there is none. `protocols` are those that it is for; empty: all.
+    """
 
     name: str
     kind: Kind
@@ -147,10 +173,16 @@ class Setting:
     help: str
     group: str
     short: str = ""
+    protocols: tuple[str, ...] = ()
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return ("--no-" if self.is_on else "--") + self.name.replace("_", "-")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it is a flag that turns off what is on by default."""
+        return self.kind is FLAG and self.default == "true"
 
     @property
     def default_text(self) -> str:
@@ -160,8 +192,15 @@ class Setting:
     def allowed(self) -> str:
         return "one of " + ", ".join(registry.names()) if self.kind is PROTOCOL else self.kind.allowed
 
-    def parse(self, text: str) -> Any:
-        """The value that `text` stands for. Raises ConfigError."""
+    @property
+    def default_value(self) -> Any:
+        text = self.default_text
+        return self.parse(text) if text else () if self.kind.repeats else ""
+
+    def parse(self, text: str | list[str]) -> Any:
+        """The value that `text` stands for, or several texts of a setting that repeats. Raises ConfigError."""
+        if isinstance(text, list):
+            return tuple(self.parse(each) for each in text)
         try:
             return self.kind.parse(text)
         except ValueError:
@@ -195,6 +234,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("spool_memory", SIZE, "256k", "of a message held in memory; above, a temporary file", "Clients"),
     Setting("spool_limit", SIZE, "1G", "of one request or answer held, in memory and file", "Clients"),
     Setting("memory_limit", SIZE, "512M", "held in memory for all clients together", "Clients"),
+    Setting("via", FLAG, "true", "leave the Via field as it is", "HTTP", protocols=("http",)),
+    Setting("forwarded", FORWARDED, "off", "tell the target who asked", "HTTP", protocols=("http",)),
+    Setting("set_header", FIELD, "", "set a field of each request; repeat for more", "HTTP", protocols=("http",)),
+    Setting("host", HOST, "", "the Host that the target gets", "HTTP", protocols=("http",)),
     Setting("graceful_timeout", POSITIVE_SECONDS, "30s", "time for requests under way after TERM", "Service"),
     Setting("spin", SPIN, default_spin, "poll, not sleep, while an answer may come; 0 saves CPU", "Service"),
     Setting("log_format", _choice("FORMAT", "text", "json"), "text", "text or json, a line each", "Service"),
@@ -232,6 +275,10 @@ class Config:
     spool_memory: int
     spool_limit: int
     memory_limit: int
+    via: bool
+    forwarded: str
+    set_header: tuple[tuple[str, str], ...]
+    host: str
     graceful_timeout: float
     spin: float
     log_format: str
@@ -239,10 +286,21 @@ class Config:
     unsafe_dump: bool
     quiet: bool
 
+    def make_codec(self) -> Codec:
+        """The codec of the protocol, with its limits and its settings. Raises ConfigError."""
+        settings = {s.name: getattr(self, s.name) for s in SETTINGS if self.protocol in s.protocols}
+        return registry.load(self.protocol)(Limits(max_message=self.max_message), **settings)
 
-def read(given: Mapping[str, str]) -> Config:
+
+def read(given: Mapping[str, str | list[str]]) -> Config:
     """The configuration from the texts given by setting name; the rest are defaults. Raises ConfigError."""
-    values = {s.name: s.parse(given.get(s.name, s.default_text)) for s in SETTINGS}
+    values = {s.name: s.parse(given[s.name]) if s.name in given else s.default_value for s in SETTINGS}
+    for setting in SETTINGS:
+        if setting.name in given and setting.protocols and values["protocol"] not in setting.protocols:
+            raise ConfigError(
+                f"{setting.flag}: is not allowed with --protocol {values['protocol']}: it is for"
+                f" {', '.join(setting.protocols)} alone"
+            )
     if values["upstream_idle_timeout"] and "pool_min" not in given:
         values["pool_min"] = 0
     config = Config(**values)

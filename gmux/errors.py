@@ -8,6 +8,7 @@ GmuxError
             MessageTooLarge a message is past its limit
             HeadTooLarge    a head (or one of its fields) is past its limit
             TargetNameTooLong  the target named in a request line is past its limit
+            ExpectationFailed  the request asks for a behaviour that cannot be had
             Unsupported     the message asks for what this codec does not offer
             VersionUnsupported  a major version of the protocol that is not spoken
         RequestTimeout      a request once begun was not complete in time
@@ -55,6 +56,10 @@ class HeadTooLarge(FramingError):
 
 
 class TargetNameTooLong(FramingError):
+    pass
+
+
+class ExpectationFailed(FramingError):
     pass
 
 

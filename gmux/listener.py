@@ -71,7 +71,7 @@ class Listener(StreamServer):  # type: ignore[misc]
                 Overloaded.cause, f"#{number} {name}: closed at once: too many clients that were told to go stay"
             )
             return
-        client = Client(clients, sock, f"#{number} {net.format_address(address)}")
+        client = Client(clients, sock, f"#{number} {net.format_address(address)}", net.format_host(address))
         is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
         client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)") if is_full else None)
         self._log.info("closed: %s", name)

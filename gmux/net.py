@@ -32,9 +32,14 @@ BACKLOG = 2048
 IPV4_MAPPED = "::ffff:"
 
 
+def format_host(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
+    """The host alone; an IPv4 client of an IPv6 socket is shown as what it is."""
+    return address[0].removeprefix(IPV4_MAPPED)
+
+
 def format_address(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    """`host:port`, `[host]:port` for IPv6; an IPv4 client of an IPv6 socket is shown as what it is."""
-    host, port = address[0].removeprefix(IPV4_MAPPED), address[1]
+    """`host:port`, `[host]:port` for IPv6."""
+    host, port = format_host(address), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -76,7 +81,8 @@ def connect(address: Address, seconds: float) -> socket.socket:
         with gevent.Timeout(seconds or None):
             connected = gevent_socket.create_connection(address)
     except gevent.Timeout:
-        raise ConnectTimeout(f"the target {where} did not take the connection within {seconds:g} s") from None
+        limit = f"{seconds:g} s (--connect-timeout)"
+        raise ConnectTimeout(f"the target {where} did not take the connection within {limit}") from None
     except OSError as error:
         raise ConnectError(f"cannot connect to the target {where}: {error.strerror or error}") from None
     sock = socket.socket(fileno=connected.detach())

@@ -21,7 +21,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from gmux import net
-from gmux.codecs.base import Codec
+from gmux.codecs.base import NO_LIMIT, Codec
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, Overloaded, QueueTimeout, UpstreamClosed
 from gmux.exchange import Exchange
@@ -37,6 +37,13 @@ RETRY_JITTER = 0.25
 
 #: Seconds that the rest of an answer may take whose client is gone, before the connection is closed instead.
 DISCARD_TIMEOUT = 5.0
+
+#: Seconds before a target's own end of an idle connection at which gmux ends it; half the time where that is less. A
+#: request that is on its way while the target closes would be lost.
+IDLE_MARGIN = 1.0
+
+#: The longest such time that is told from others, seconds: each has a clock.
+MAX_IDLE_LIMIT = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,8 @@ class Pool:
         self._idling: Deadlines[Upstream] = Deadlines(settings.idle_timeout, self._idle_timed_out)
         self._aging: Deadlines[Upstream] = Deadlines(settings.max_age, self._aged)
         self._closing: Deadlines[Upstream] = Deadlines(CLOSE_TIMEOUT, Upstream.abort)
+        # By the seconds for which targets say that they keep an idle connection; mostly there is one, or none.
+        self._limits: dict[float, Deadlines[Upstream]] = {}
         self._failures = 0
         self._retry_timer: Any = None
         self._last_error = ConnectError("the target was not tried yet")
@@ -169,7 +178,9 @@ class Pool:
     def _rest(self, upstream: Upstream) -> None:
         """What comes between two requests when a delay or an age is set."""
         self._answering.discard(upstream)
-        if self._settings.request_delay:
+        if upstream.idle_limit <= self._settings.request_delay:
+            upstream.retire(f"the target keeps it for {upstream.idle_limit:g} s, which --request-delay takes")
+        elif self._settings.request_delay:
             self._resting.add(upstream)
         else:
             self._rested(upstream)
@@ -334,19 +345,34 @@ class Pool:
         self._permits.release()
         if self._settings.idle_timeout:
             self._idling.add(upstream)
+        if upstream.idle_limit != NO_LIMIT:
+            self._watch_limit(upstream)
 
     # The clocks.
 
+    def _watch_limit(self, upstream: Upstream) -> None:
+        """Close the connection before the target does, if it stays idle."""
+        limit = min(upstream.idle_limit, MAX_IDLE_LIMIT)
+        clock = self._limits.get(limit)
+        if clock is None:
+            clock = self._limits[limit] = Deadlines(limit - min(IDLE_MARGIN, limit / 2), self._limit_over)
+        clock.add(upstream)
+
+    def _limit_over(self, upstream: Upstream) -> None:
+        if upstream in self._idle:
+            upstream.retire(f"idle, and the target keeps it for {upstream.idle_limit:g} s")
+
     def _stop_clocks(self, upstream: Upstream) -> None:
-        for clock in (self._answering, self._warming, self._resting, self._idling, self._aging):
+        clocks = (self._answering, self._warming, self._resting, self._idling, self._aging)
+        for clock in (*clocks, *self._limits.values()):
             clock.discard(upstream)
 
     def _queue_timed_out(self, exchange: Exchange) -> None:
-        waited = self._settings.queue_timeout
-        exchange.asker.fail(exchange, QueueTimeout(f"no upstream connection became free within {waited:g} s"))
+        limit = f"{self._settings.queue_timeout:g} s (--queue-timeout)"
+        exchange.asker.fail(exchange, QueueTimeout(f"no upstream connection became free within {limit}"))
 
     def _answer_timed_out(self, upstream: Upstream) -> None:
-        upstream.fail(AnswerTimeout(f"the target was silent for {self._settings.timeout:g} s"))
+        upstream.fail(AnswerTimeout(f"the target was silent for {self._settings.timeout:g} s (--timeout)"))
 
     def _discard_timed_out(self, exchange: Exchange) -> None:
         for upstream in list(self._upstreams):

@@ -9,8 +9,6 @@ from time import monotonic
 import gevent
 
 from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
-from gmux.codecs import registry
-from gmux.codecs.base import Limits
 from gmux.config import Config
 from gmux.listener import Listener
 from gmux.net import Address
@@ -29,7 +27,7 @@ class Route:
     def __init__(
         self, config: Config, listening: socket.socket, target: Address, slots: Slots, log: logging.Logger
     ) -> None:
-        codec = registry.load(config.protocol)(Limits(max_message=config.max_message))
+        codec = config.make_codec()
         trace = Trace(log, codec.redact, unsafe=config.unsafe_dump) if config.verbose else None
         pool_settings = PoolSettings(
             target=target,

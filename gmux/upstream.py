@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from gevent import get_hub
 
 from gmux import net
-from gmux.codecs.base import AnswerDecoder
+from gmux.codecs.base import NO_LIMIT, AnswerDecoder
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.net import READ_SIZE
@@ -59,13 +59,17 @@ class Owner(Protocol):
 
 
 class Upstream:
-    """See the module. `verbose` asks for a call of `saw` for each message."""
+    """See the module. `verbose` asks for a call of `saw` for each message.
+
+    `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said.
+    """
 
     __slots__ = (
         "exchange",
         "name",
         "opened",
         "used",
+        "idle_limit",
         "is_closing",
         "is_closed",
         "is_retired",
@@ -90,6 +94,7 @@ class Upstream:
         self.name = f"{net.format_address(sock.getsockname())} <-> {net.format_address(sock.getpeername())}"
         self.opened = monotonic()
         self.used = 0
+        self.idle_limit = NO_LIMIT
         self.is_closing = self.is_closed = self.is_retired = False
         self.verbose = verbose
         self._owner = owner
@@ -221,6 +226,7 @@ class Upstream:
                 else:
                     # The next request goes out before this answer is delivered: the time from an answer to the next
                     # request is all that a strict connection idles, so nothing that can wait is done in it.
+                    self.idle_limit = part.idle_limit
                     self._owner.freed(self)
                 exchange.asker.deliver(exchange, part)
                 return

@@ -77,7 +77,8 @@ def test_server_help_has_each_flag_with_its_default(words):
         assert setting.help in line[0]
         if setting.kind.metavar:
             assert f"{setting.flag} {setting.kind.metavar} " in line[0]
-            assert line[0].endswith(f"(default {setting.default_text})")
+            default = f" (default {setting.default_text})" if setting.default_text else ""
+            assert line[0].endswith(setting.help + default)
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 

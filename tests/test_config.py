@@ -135,6 +135,29 @@ KINDS = {
     ),
     "protocol": ({"echo": "echo", "mpu": "mpu"}, ["", "Echo", "echo ", "gopher", "ech"]),
     "log_format": ({"text": "text", "json": "json"}, ["", "TEXT", "xml", "text,json"]),
+    "forwarded": ({form: form for form in ("off", "x-forwarded", "forwarded")}, ["", "on", "X-Forwarded", "both"]),
+    "set_header": (
+        {
+            "A: b": ("A", "b"),
+            "A:b": ("A", "b"),
+            "A: ": ("A", ""),
+            "A:": ("A", ""),
+            "X-A_b.c:  d: e\tf \t": ("X-A_b.c", "d: e\tf"),
+            "A: \xe4": ("A", "\xe4"),
+        },
+        ["", "A", ": b", "A b: c", "A : b", "A: b\r\nC: d", "A: b\n", "A: \0", "A: \x7f", "A: \u20ac", "\xe4: b"],
+    ),
+    "host": (
+        {
+            "a": "a",
+            "a.b-c_d": "a.b-c_d",
+            "a:80": "a:80",
+            "10.0.0.1:8": "10.0.0.1:8",
+            "[::1]": "[::1]",
+            "[::1]:8": "[::1]:8",
+        },
+        ["", " ", "a b", "a/b", "http://a", "u@a", ":80", "a:", "a:b", "a:123456", "::1", "a\r\nB: c", "\xe4", "a,b"],
+    ),
     "verbose": ({"true": True, "false": False}, ["", "yes", "1", "True", "on"]),
 }
 GOOD = [(name, text, value) for name, (good, _) in KINDS.items() for text, value in good.items()]
@@ -227,7 +250,10 @@ def test_flag_is_the_name_with_dashes():
 def test_setting_declares_a_help_in_one_line_and_its_default_is_allowed(setting):
     assert setting.help
     assert "\n" not in setting.help + setting.default_text
-    setting.parse(setting.default_text)
+    if setting.default_text:
+        assert setting.default_value == setting.parse(setting.default_text)
+    else:
+        assert setting.default_value in ("", ())
 
 
 def test_groups_are_contiguous():

@@ -67,7 +67,9 @@ def columns(page: Path) -> int:
 def default_of(setting: Setting) -> str:
     """What a table says in the column of the default."""
     if not setting.kind.metavar:
-        return "off"
+        return "off"  # also of a flag that turns off what is on
+    if not setting.default:
+        return "none"
     return "`50us`; `0` with one processor" if callable(setting.default) else f"`{setting.default}`"
 
 

@@ -49,14 +49,17 @@ class Body(Protocol):
 
 
 class LengthBody:
-    """`length` bytes, as Content-Length says."""
+    """`length` bytes, as Content-Length says; past `limit` none is taken."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "_limit")
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, limit: int | None = None) -> None:
         self._left = length
+        self._limit = limit
 
     def read(self, buffer: Buffer) -> Part | None:
+        if self._limit is not None and self._left > self._limit:
+            raise MessageTooLarge(f"a body of {self._left} bytes is longer than {self._limit} (--max-message)")
         size = min(len(buffer), self._left)
         if not size:
             return None
@@ -86,22 +89,22 @@ class EndBody:
 
 
 class ChunkedBody:
-    """The chunked coding (RFC 9112 section 7.1), decoded and coded anew; extensions are dropped, trailers pass.
+    """The chunked coding (RFC 9112 section 7.1), decoded and, if `as_chunks`, coded anew; extensions are dropped.
 
-    `limit` is for the data, `max_head` for the trailers.
+    `limit` is for the data, `max_head` for the trailers. Trailers pass when there are chunks; else they are left in
+    `trailers`, lines with their ends. `size` counts the data so far, by what the chunks announce.
     """
 
-    __slots__ = ("_as_chunks", "_limit", "_max_head", "_left", "_total", "_read", "_trailers", "_trailers_size")
+    __slots__ = ("_as_chunks", "_limit", "_max_head", "_left", "_read", "size", "trailers")
 
     def __init__(self, as_chunks: bool, limit: int | None, max_head: int) -> None:
         self._as_chunks = as_chunks
         self._limit = limit
         self._max_head = max_head
         self._left = 0
-        self._total = 0
         self._read = self._read_size
-        self._trailers: list[bytes] = []
-        self._trailers_size = 0
+        self.size = 0
+        self.trailers = b""
 
     def read(self, buffer: Buffer) -> Part | None:
         pieces: list[bytes] = []
@@ -111,7 +114,7 @@ class ChunkedBody:
         else:
             return Part(self._join(pieces), last=False)
         if self._read == self._read_nothing:
-            end = b"0\r\n" + b"".join(self._trailers) + b"\r\n" if self._as_chunks else b""
+            end = b"0\r\n" + self.trailers + b"\r\n" if self._as_chunks else b""
             return Part(self._join(pieces) + end)
         return Part(self._join(pieces), last=False) if pieces else None
 
@@ -132,8 +135,8 @@ class ChunkedBody:
         if match is None:
             raise FramingError("a chunk does not begin with its size")
         self._left = int(match[1], 16)
-        self._total += self._left
-        if self._limit is not None and self._total > self._limit:
+        self.size += self._left
+        if self._limit is not None and self.size > self._limit:
             raise MessageTooLarge(f"a body is longer than {self._limit} bytes (--max-message)")
         self._read = self._read_data if self._left else self._read_trailer
         return True
@@ -159,7 +162,7 @@ class ChunkedBody:
         return True
 
     def _read_trailer(self, buffer: Buffer, pieces: list[bytes]) -> bool:
-        line = self._take_line(buffer, self._max_head - self._trailers_size, HeadTooLarge, "the trailers are")
+        line = self._take_line(buffer, self._max_head - len(self.trailers), HeadTooLarge, "the trailers are")
         if line is None:
             return False
         if line == b"\r\n":
@@ -167,8 +170,7 @@ class ChunkedBody:
             return False
         if _FIELD_LINE.fullmatch(line) is None or _NOT_IN_TRAILERS.match(line):
             raise FramingError("a trailer is malformed or not allowed")
-        self._trailers_size += len(line)
-        self._trailers.append(line)
+        self.trailers += line
         return True
 
     def _read_nothing(self, buffer: Buffer, pieces: list[bytes]) -> bool:

@@ -6,6 +6,7 @@ or CR and folded lines (RFC 9112 sections 2.2 and 5.2), doubtful lengths (sectio
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container
 from dataclasses import dataclass
@@ -30,10 +31,12 @@ MAX_REMEMBERED = 1024
 
 #: Fields for one connection only (RFC 9110 section 7.6.1), and those that say where a body ends: gmux states its own.
 #: `Expect` is gmux's to answer, because it takes the body before it checks a connection out.
-_OURS = frozenset(
+OURS = frozenset(
     b"connection keep-alive proxy-connection te upgrade http2-settings expect"
     b" content-length transfer-encoding host content_length transfer_encoding".split()
 )
+
+_LOOK_ALIKES = frozenset((b"content_length", b"transfer_encoding"))
 
 #: A Connection field may not take these from a message.
 _NEVER_NOMINATED = frozenset((b"host", b"content-length", b"transfer-encoding", b"close", b"keep-alive"))
@@ -44,18 +47,23 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9]\.[0-9]\r\n")
 _TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE)
 
+#: Seconds that a target keeps an idle connection, and the requests that it still takes on it.
+_KEEP_ALIVE = re.compile(rb"(?:^|[,\t ])(timeout|max)=([0-9]{1,9})(?=[,\t ]|$)", re.IGNORECASE)
+
 Fields = list[tuple[bytes, bytes]]
 
 
 @dataclass(slots=True)
 class Framing:
-    """What a head's own fields say; `length` None: no Content-Length. `options` are those of Connection."""
+    """What a head's own fields say; None: the field is not there. `options` are those of Connection."""
 
     length: int | None = None
     is_chunked: bool = False
     options: frozenset[bytes] = frozenset()
     host: bytes | None = None
-    expects_continue: bool = False
+    expectation: bytes | None = None
+    keep_alive: bytes | None = None
+    takes_trailers: bool = False
 
 
 @lru_cache(maxsize=256)
@@ -131,6 +139,9 @@ def parse_request(head: bytes) -> gunicorn_h1c.HttpRequest:
 class AnswerHead(NamedTuple):
     """`lines` are the status line and the fields that go on, joined by CRLF.
 
+    `stays` says whether the target keeps its connection, `idle_limit` for how many seconds without a request, and
+    `requests_left` how many more it takes there (None: it does not say).
+
     `plain` is all of it as it goes to an HTTP/1.1 client that stays, and `plain_length` the length of the body, when
     the head is of the common kind: a length, and a connection that stays. Else the length is -1.
     """
@@ -139,16 +150,15 @@ class AnswerHead(NamedTuple):
     minor_version: int
     framing: Framing
     lines: bytes
+    stays: bool
+    idle_limit: float
+    requests_left: int | None
     plain: bytes
     plain_length: int
 
 
-def parse_answer(head: bytes) -> AnswerHead:
-    """Raises FramingError."""
-    return _parse_answer(head) if len(head) > MAX_REMEMBERED else remembered_answer(head)
-
-
-def _parse_answer(head: bytes) -> AnswerHead:
+def parse_answer(has_via: bool, head: bytes) -> AnswerHead:
+    """What the head of an answer says; `has_via` asks for a Via of gmux's. Raises FramingError."""
     check_lines(head)
     try:
         parsed = gunicorn_h1c.parse_response(head)
@@ -161,23 +171,44 @@ def _parse_answer(head: bytes) -> AnswerHead:
     framing = read_fields(parsed["headers"], lines)
     if framing.is_chunked and not minor_version:
         raise FramingError("Transfer-Encoding in HTTP/1.0")
-    is_plain = minor_version == 1 and not framing.options and status >= 200 and status not in (204, 304)
-    plain_length = framing.length if is_plain and framing.length is not None else -1
+    if has_via:
+        lines.append(via(minor_version))
+    options = framing.options
+    idle_limit, requests_left = read_keep_alive(framing.keep_alive or b"")
+    stays = b"close" not in options and (minor_version == 1 or b"keep-alive" in options) and idle_limit > 0
+    has_usual_end = status >= 200 and status not in (204, 304) and framing.length is not None
+    is_plain = has_usual_end and stays and requests_left is None
     joined = b"\r\n".join(lines)
-    return AnswerHead(status, minor_version, framing, joined, joined + END, plain_length)
+    plain_length = framing.length if is_plain and framing.length is not None else -1
+    return AnswerHead(
+        status, minor_version, framing, joined, stays, idle_limit, requests_left, joined + END, plain_length
+    )
 
 
-# A target sends the same head again and again, above all a device; what a head means depends on its bytes alone.
-remembered_answer = lru_cache(maxsize=256)(_parse_answer)
+def via(minor_version: int) -> bytes:
+    """gmux's line for a message that it received in this version (RFC 9110 section 7.6.3)."""
+    return b"Via: 1.%d gmux" % minor_version
 
 
-def read_fields(fields: Fields, lines: list[bytes]) -> Framing:
-    """Append to `lines` the fields that go on, in their order; return what the others say. Raises FramingError."""
+def read_keep_alive(value: bytes) -> tuple[float, int | None]:
+    """The `timeout` in seconds and the `max` of a Keep-Alive field; infinity and None where it does not say.
+
+    A hint of RFC 2068 section 19.7.1.1 that targets still give, so what cannot be read of it is not an error.
+    """
+    hints = {name.lower(): int(number) for name, number in _KEEP_ALIVE.findall(value)}
+    return hints.get(b"timeout", math.inf), hints.get(b"max")
+
+
+def read_fields(fields: Fields, lines: list[bytes], ours: Container[bytes] = OURS) -> Framing:
+    """Append to `lines` the fields that go on, in their order; return what the others say.
+
+    `ours` are the names, in small letters, that are not simply passed on. Raises FramingError.
+    """
     framing = Framing()
     nominated = False
     for name, value in fields:
         lower = name.lower()
-        if lower not in _OURS:
+        if lower not in ours:
             lines.append(name + b": " + value)
         elif lower == b"host":
             if framing.host is not None or not is_host(value):
@@ -200,8 +231,12 @@ def read_fields(fields: Fields, lines: list[bytes]) -> Framing:
             framing.options |= options
             nominated = nominated or not options <= _NEVER_NOMINATED
         elif lower == b"expect":
-            framing.expects_continue = value.lower() == b"100-continue"
-        elif b"_" in lower:
+            framing.expectation = value.lower()
+        elif lower == b"keep-alive":
+            framing.keep_alive = value
+        elif lower == b"te":
+            framing.takes_trailers = b"trailers" in [coding.strip(b" \t") for coding in value.lower().split(b",")]
+        elif lower in _LOOK_ALIKES:
             # To us it says nothing, to a target that has WSGI's or CGI's names for fields it says where the body ends.
             raise FramingError("a name with _ may be taken for the field with -")
     if framing.is_chunked and framing.length is not None:
@@ -219,6 +254,22 @@ def drop(lines: list[bytes], names: Container[bytes]) -> list[bytes]:
 def without(lines: bytes, *names: bytes) -> bytes:
     """`drop` for lines that are joined."""
     return b"\r\n".join(drop(lines.split(b"\r\n"), names))
+
+
+def count_hop(lines: list[bytes]) -> bool:
+    """Take one off Max-Forwards, where it is; whether the message may go on (RFC 9110 section 7.6.2).
+
+    Raises FramingError.
+    """
+    for at, line in enumerate(lines):
+        name, _, value = line.partition(b": ")
+        if name.lower() == b"max-forwards":
+            if not value.isdigit() or len(value) > 9:
+                raise FramingError("Max-Forwards is not a number")
+            if not int(value):
+                return False
+            lines[at] = name + b": %d" % (int(value) - 1)
+    return True
 
 
 def check_codings(value: bytes) -> None:

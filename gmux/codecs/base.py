@@ -17,10 +17,14 @@ as one or more `Part`s. What they hold is what goes to the other side, already i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 from gmux.errors import ExchangeError
+
+#: Seconds for which an upstream connection may be idle when the target does not say.
+NO_LIMIT = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Limits:
 class Request:
     """One request of a client, or its beginning.
 
-    data        what goes to the target
+    data        what goes to the target; the codec may complete it until the last part
     whole       false: `Part`s follow until the one with `last`
     repeatable  may be sent again when a reused connection closed before the first byte of the answer
     close       the client's connection ends after the answer
@@ -54,17 +58,25 @@ class Request:
 class Part:
     """A piece of a message: `data` (may be empty) and whether the message is complete with it.
 
-    In an answer's last part, `close` ends the client's connection and `reusable` says whether the upstream
-    connection may carry another request.
+    In an answer's last part, `close` ends the client's connection, `reusable` says whether the upstream connection
+    may carry another request, and `idle_limit` for how many seconds the target keeps it without one.
     """
 
-    __slots__ = ("data", "last", "close", "reusable")
+    __slots__ = ("data", "last", "close", "reusable", "idle_limit")
 
-    def __init__(self, data: bytes, last: bool = True, close: bool = False, reusable: bool = True) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        last: bool = True,
+        close: bool = False,
+        reusable: bool = True,
+        idle_limit: float = NO_LIMIT,
+    ) -> None:
         self.data = data
         self.last = last
         self.close = close
         self.reusable = reusable
+        self.idle_limit = idle_limit
 
 
 class RequestDecoder(Protocol):
@@ -122,19 +134,28 @@ class Refusal:
 
 
 class Codec(Protocol):
-    """One protocol. Instances are made with their limits and shared by all connections of a route."""
+    """One protocol. Instances are shared by all connections of a route.
+
+    They are made with their limits and, by name, the settings that are for this protocol alone (`Setting.protocols`);
+    that may raise ConfigError.
+    """
 
     name: str
     summary: str
 
     def __init__(self, limits: Limits) -> None: ...
 
-    def request_decoder(self) -> RequestDecoder: ...
+    def request_decoder(self, client: str = "") -> RequestDecoder:
+        """A decoder for one client; `client` is its IP address, empty where it has none."""
+        ...
 
     def answer_decoder(self) -> AnswerDecoder: ...
 
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
-        """The words of this protocol for `error`; `request` is the one that is refused, as far as it is known."""
+        """The words of this protocol for `error`.
+
+        `request` is the one that is refused, as far as it is known; with its `close` set, its client's connection ends.
+        """
         ...
 
     def redact(self, message: bytes) -> bytes:

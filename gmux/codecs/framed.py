@@ -29,7 +29,7 @@ class FramedCodec:
     def skip(self, buffer: Buffer) -> None:
         """Drop what stands before the next frame and belongs to the hop (keepalive polls); nothing, in most codecs."""
 
-    def request_decoder(self) -> FrameRequestDecoder:
+    def request_decoder(self, client: str = "") -> FrameRequestDecoder:
         return FrameRequestDecoder(self)
 
     def answer_decoder(self) -> FrameAnswerDecoder:

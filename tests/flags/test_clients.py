@@ -54,7 +54,7 @@ def test_request_timeout_over_is_told_as_408():
         server = stack.enter_context(Server(target, request_timeout="200ms"))
         late, half = (stack.enter_context(Client(server.address, HTTP)) for _ in range(2))
         half.send_raw(b"GET / HTTP/1.1\r\n")
-        assert receive_http(half) == (408, "gmux: the request was not complete within 0.2 s\n")
+        assert receive_http(half) == (408, "gmux: the request was not complete within 0.2 s (--request-timeout)\n")
         # It runs from the first byte: a client without a request has as long as it likes.
         send_http(late)
         assert receive_http(late)[0] == 200

@@ -105,7 +105,7 @@ def test_queue_timeout_over_is_told_as_503_and_the_request_never_sent():
         first = gevent.spawn(ask_http, server)
         wait_until(lambda: target.requests)
         begin = monotonic()
-        assert ask_http(server) == (503, "gmux: no upstream connection became free within 0.2 s\n")
+        assert ask_http(server) == (503, "gmux: no upstream connection became free within 0.2 s (--queue-timeout)\n")
         assert monotonic() - begin >= 0.19
         # The first has waited for its answer even longer: that is another clock.
         gate.release()
@@ -117,14 +117,15 @@ def test_connect_timeout_over_is_told_as_502():
     listening, filler = deaf_listener()
     address = listening.getsockname()
     with listening, filler, Server(address, protocol="http", connect_timeout="200ms") as server:
-        where = f"127.0.0.1:{address[1]}"
-        assert ask_http(server) == (502, f"gmux: the target {where} did not take the connection within 0.2 s\n")
+        limit = "0.2 s (--connect-timeout)"
+        why = f"gmux: the target 127.0.0.1:{address[1]} did not take the connection within {limit}\n"
+        assert ask_http(server) == (502, why)
 
 
 def test_timeout_over_is_told_as_504_and_the_connection_ends():
     with Target(never, HTTP) as target, Server(target, timeout="200ms") as server:
         begin = monotonic()
-        assert ask_http(server) == (504, "gmux: the target was silent for 0.2 s\n")
+        assert ask_http(server) == (504, "gmux: the target was silent for 0.2 s (--timeout)\n")
         assert monotonic() - begin >= 0.19
         target.behaviour = (answer,)
         assert ask_http(server)[0] == 200
