@@ -51,6 +51,17 @@ class SocketStream:
             self._more()
         return self.exactly(at + len(end))
 
+    def rest(self) -> bytes:
+        """All that comes until the other side closes in good order. Raises Closed when it does not."""
+        try:
+            while True:
+                self._more()
+        except Closed as end:
+            if end.is_reset:
+                raise
+        data, self._held = self._held, b""
+        return data
+
     def fin(self) -> None:
         """Close in good order: what was sent still arrives."""
         with suppress(OSError):
