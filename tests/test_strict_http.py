@@ -114,7 +114,7 @@ REFUSED = {
     "6.2 no number": post(b"Content-Length: ", body=b""),
     "6.2 a list": post(b"Content-Length: 2, 2", body=b"ok"),
     "6.2 a digit above ASCII": post("Content-Length: \u0662".encode(), body=b"ok"),
-    "6.2 too large": post(b"Content-Length: 1" + b"0" * 15, body=b"ok"),
+    "6.2 too large": post(b"Content-Length: 9" + b"0" * 18, body=b"ok"),
     "6.2 larger than Python likes": post(b"Content-Length: 1" + b"0" * 5000, body=b"ok"),
     "6.3 twice": post(b"Content-Length: 2", b"content-length: 2", body=b"ok"),
     "6.3 shorter than it says": post(b"Content-Length: 3", body=b"ok"),
@@ -127,7 +127,7 @@ REFUSED = {
     "7.1 a prefix": chunked(b"0x1\r\nx\r\n0\r\n\r\n"),
     "7.1 a sign": chunked(b"-1\r\nx\r\n0\r\n\r\n"),
     "7.1 no size": chunked(b"\r\nx\r\n0\r\n\r\n"),
-    "7.1 too large": chunked(b"1" + b"0" * 15 + b"\r\nx\r\n0\r\n\r\n"),
+    "7.1 too large": chunked(b"8" + b"0" * 15 + b"\r\nx\r\n0\r\n\r\n"),
     "7.1 LF alone": chunked(b"1\nx\r\n0\r\n\r\n"),
     "7.1 LF alone behind a chunk": chunked(b"1\r\nx\n0\r\n\r\n"),
     "7.1 longer than it says": chunked(b"1\r\nxy\r\n0\r\n\r\n"),
@@ -191,6 +191,11 @@ def test_values_may_be_empty_and_nothing_is_no_request():
     [one] = requests(b"OPTIONS * HTTP/1.1\r\nHost:\r\nA: \r\nB: a  \tb\xff\r\n\r\n")
     assert one.fields == [(b"Host", b""), (b"A", b""), (b"B", b"a  \tb\xff")]
     assert requests(b"") == []
+
+
+def test_trailers_may_have_blanks_around_their_values():
+    [one] = requests(chunked(b"0\r\nA:b\r\nC: \td \r\n\r\n"))
+    assert one.trailers == [(b"A", b"b"), (b"C", b"d")]
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)

@@ -144,14 +144,15 @@ def _line(stream: Stream) -> bytes:
     return line[:-2]
 
 
-def _fields(stream: Stream) -> Fields:
+def _fields(stream: Stream, is_exact: bool = True) -> Fields:
+    """Up to an empty line. Values that need not be exact may have blanks around them, as they may in the RFC (5.1)."""
     fields = []
     while line := _line(stream):
         name, colon, value = line.partition(b":")
         # 5.1: no blank before the colon; 5.2: a folded line begins with one.
         _need(bool(name and colon) and _has_only(name, TOKEN), "a line is not a field, or folded")
-        value = value.removeprefix(b" ")
-        _need(value == value.strip(b" \t"), "blanks around a value")  # 5.1: one before is what a sender should write
+        value, came = value.strip(b" \t"), value.removeprefix(b" ")
+        _need(value == came or not is_exact, "blanks around a value")  # 5.1: one before is what a sender should write
         _need(_has_only(value, TEXT), "a value has control characters")
         fields.append((name, value))
     return fields
@@ -177,16 +178,17 @@ def _body(stream: Stream, length: int) -> tuple[bytes, Fields]:
     while size := _number(_line(stream), b"0123456789abcdef", 16):  # 7.1; extensions (7.1.1) are nobody's here
         chunks.append(stream.exactly(size))
         _need(stream.exactly(2) == b"\r\n", "a chunk is not as long as it says")
-    trailers = _fields(stream)  # 7.1.2
+    trailers = _fields(stream, is_exact=False)  # 7.1.2: they may pass as they came
     _need(not {name.lower() for name, _ in trailers} & NOT_IN_TRAILERS, "a trailer would change the message")
     return b"".join(chunks), trailers
 
 
 def _number(text: bytes, digits: bytes, base: int) -> int:
     is_canonical = text == b"0" or text[:1] != b"0"
-    # No longer than 15, so that nobody's integer is too small for it (6.2, 7.1).
-    _need(0 < len(text) <= 15 and _has_only(text, digits) and is_canonical, "a number is not canonical")
-    return int(text, base)
+    _need(0 < len(text) < 20 and _has_only(text, digits) and is_canonical, "a number is not canonical")
+    number = int(text, base)
+    _need(number < 1 << 63, "a number is too large for most")  # 6.2, 7.1
+    return number
 
 
 def _has_only(data: bytes, allowed: bytes) -> bool:
