@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -19,6 +17,7 @@ from gevent.lock import Semaphore
 from gmux.samples.http import HttpTarget, numbered_lines
 from tests.support.clients import Client
 from tests.support.framing import HTTP
+from tests.support.programs import program
 from tests.support.service import Server, failing_on_errors, serving
 from tests.support.target import Target, answer, close, closed_port, hold, in_turn, never, reset, send
 from tests.support.wait import wait_until
@@ -61,16 +60,9 @@ def url(service) -> str:
 
 
 def curl(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess:
-    """Run curl in a process of its own and wait for it in the loop.
-
-    A fresh machine has none, and `make test` is to pass there; CI installs it, so there it is a failure.
-    """
-    command = shutil.which("curl")
-    if command is None:
-        end = pytest.fail if os.environ.get("CI") else pytest.skip
-        end("curl is not installed: this test uses it as the client; apt-get install curl")
+    """Run curl in a process of its own and wait for it in the loop."""
     fixed = ["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "15"]
-    return subprocess.run([command, *fixed, *words], input=stdin, capture_output=True)
+    return subprocess.run([program("curl"), *fixed, *words], input=stdin, capture_output=True)
 
 
 def fetch(*words: str, stdin: bytes = b"") -> bytes:
@@ -202,6 +194,7 @@ def test_curl_status_without_content_leaves_the_connection_in_step():
 
 def test_curls_200_in_parallel_share_one_connection(tmp_path):
     """The real service. Each asks for a size of its own, so an answer of another would show."""
+    program("curl")  # a greenlet cannot skip the test
     with Server(Target(framing=HTTP), target="embedded", pool_size="1") as server:
         where = "http://{}:{}".format(*server.address)
         files = ["-o", f"{tmp_path}/#1", f"{where}/bytes/[20000-20199]"]
@@ -436,6 +429,7 @@ CUTS = [
 @pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
 @pytest.mark.parametrize(("begun", "end"), CUTS)
 def test_curl_of_an_answer_cut_off_does_not_take_it_for_whole(begun, end, version):
+    program("curl")  # a greenlet cannot skip the test
     gate = Semaphore(0)
     steps = (send(BEGUN[begun]), hold(gate), ENDS[end])
     with Target(in_turn(steps), HTTP) as target, serving(target) as service:
