@@ -334,6 +334,8 @@ class Client:
                     self._advance()
             else:
                 self._shared.pool.forget(exchange)
+        elif part.data:
+            exchange.told = True
 
     def fail(self, exchange: Exchange, error: ExchangeError) -> None:
         if exchange is not self._exchange:
@@ -341,7 +343,7 @@ class Client:
             return
         exchange.close()
         self._exchange = None
-        if exchange.answered:
+        if exchange.told:
             self._warn(error)
             # Only a reset tells the client that what it has is not the whole answer.
             self.abort()

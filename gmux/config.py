@@ -5,11 +5,13 @@ Values are parsed from text, wherever they come from. An error names the setting
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from gmux.codecs import registry
@@ -131,6 +133,29 @@ def parse_host(text: str) -> str:
     return text
 
 
+def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
+    if text in ("ascii", "binary"):
+        return text
+    try:
+        spec = json.loads(Path(text).read_text())
+    except (OSError, ValueError):
+        raise ValueError from None
+    if not isinstance(spec, dict):
+        raise ValueError
+    return spec
+
+
+def parse_key_fields(text: str) -> tuple[str, tuple[int, ...]]:
+    """A message type, or empty for all others, and its key fields."""
+    match = re.fullmatch(r"(?:([0-9]{4}):)?([0-9]{1,3}(?:,[0-9]{1,3})*)", text, re.ASCII)
+    if match is None:
+        raise ValueError
+    fields = tuple(sorted({int(number) for number in match[2].split(",")}))
+    if fields[0] < 2 or fields[-1] > 128:
+        raise ValueError
+    return match[1] or "", fields
+
+
 def _parse_protocol(text: str) -> str:
     if text not in registry.names():
         raise ValueError
@@ -150,6 +175,9 @@ SIZE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G", parse_size)
 LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT, with a PORT from 0 to 65535", parse_listen)
 TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, or embedded", parse_target)
 PROTOCOL = Kind("PROTO", "", _parse_protocol)
+CORRELATION = _choice("MODE", "auto", "order", "key")
+SPEC = Kind("SPEC", "ascii, binary, or a file of JSON in the form of pyiso8583's specs", parse_spec)
+KEY_FIELDS = Kind("FIELDS", "numbers from 2 to 128 such as 11,41, or for one type 0800:7,11", parse_key_fields, True)
 FORWARDED = _choice("FORM", "off", "x-forwarded", "forwarded")
 FIELD = Kind("FIELD", "NAME: VALUE, or NAME: to remove the field", parse_field, repeats=True)
 HOST = Kind("HOST", "HOST or HOST:PORT", parse_host)
@@ -160,11 +188,15 @@ def _refuse_zero() -> float:
     raise ValueError
 
 
+ISO8583 = ("iso8583", "mpu")
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting. `name` is its attribute; its flag is the name with dashes, after `no-` where it is on by default.
 
-    `default` is text like any value; empty: there is none. `protocols` are those that it is for; empty: all.
+    `default` is text like any value; empty: there is none. `protocols` are those that it is for; empty: all. With
+    `is_of_codec` their codecs are made with it, by its name.
     """
 
     name: str
@@ -174,6 +206,7 @@ class Setting:
     group: str
     short: str = ""
     protocols: tuple[str, ...] = ()
+    is_of_codec: bool = True
 
     @property
     def flag(self) -> str:
@@ -217,6 +250,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("target", TARGET, "127.0.0.1:1234", "where requests go; `embedded`: a sample target inside", "Route", "-t"),
     Setting("pool_size", _count(1, 1000), "1", "upstream connections to the target, at most", "Pool"),
     Setting("pool_min", _count(0, 1000), "1", "of these, opened at start and kept (0 with an idle timeout)", "Pool"),
+    Setting("pipeline", _count(1, 10_000), "1", "requests in flight on a connection, at most", "Pool"),
+    Setting("prefer_pipeline", FLAG, "false", "fill a connection before another is opened", "Pool"),
+    Setting("correlation", CORRELATION, "auto", "how answers find requests", "Pool", protocols=ISO8583),
+    Setting("spec", SPEC, "ascii", "the fields of messages: ascii, binary, or a file", "Pool", protocols=ISO8583),
+    Setting("key_fields", KEY_FIELDS, "", "fields by which answers find requests", "Pool", protocols=ISO8583),
+    Setting("late_window", SECONDS, "120s", "reserve the key of a request without answer", "Pool", "", ISO8583, False),
     Setting("queue_limit", _count(0, 1_000_000), "10000", "requests that may wait for a connection", "Pool"),
     Setting("queue_timeout", SECONDS, "30s", "longest wait for a connection", "Pool"),
     Setting("connect_timeout", POSITIVE_SECONDS, "10s", "longest time to make a connection", "Pool"),
@@ -246,6 +285,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("quiet", FLAG, "false", "log warnings and errors only", "Service", "-q"),
 )
 
+BY_NAME: dict[str, Setting] = {s.name: s for s in SETTINGS}
 BY_FLAG: dict[str, Setting] = {s.flag: s for s in SETTINGS}
 
 
@@ -258,6 +298,12 @@ class Config:
     target: tuple[str, int] | None
     pool_size: int
     pool_min: int
+    pipeline: int
+    prefer_pipeline: bool
+    correlation: str
+    spec: str | dict[str, dict[str, Any]]
+    key_fields: tuple[tuple[str, tuple[int, ...]], ...]
+    late_window: float
     queue_limit: int
     queue_timeout: float
     connect_timeout: float
@@ -288,7 +334,7 @@ class Config:
 
     def make_codec(self) -> Codec:
         """The codec of the protocol, with its limits and its settings. Raises ConfigError."""
-        settings = {s.name: getattr(self, s.name) for s in SETTINGS if self.protocol in s.protocols}
+        settings = {s.name: getattr(self, s.name) for s in SETTINGS if s.is_of_codec and self.protocol in s.protocols}
         return registry.load(self.protocol)(Limits(max_message=self.max_message), **settings)
 
 
@@ -303,6 +349,9 @@ def read(given: Mapping[str, str | list[str]]) -> Config:
             )
     if values["upstream_idle_timeout"] and "pool_min" not in given:
         values["pool_min"] = 0
+    if values["correlation"] == "auto":
+        is_by_key = values["protocol"] in ISO8583 and values["pipeline"] > 1
+        values["correlation"] = "key" if is_by_key else "order"
     config = Config(**values)
     if config.pool_min > config.pool_size:
         raise ConfigError(
@@ -318,6 +367,18 @@ def read(given: Mapping[str, str | list[str]]) -> Config:
             f"--connect-delay: '{config.connect_delay:g}s' is not allowed: it counts as waiting, so it must be shorter"
             f" than --queue-timeout, which is {config.queue_timeout:g}s"
         )
+    if config.pipeline > 1 and config.request_delay:
+        raise ConfigError(
+            f"--request-delay: is not allowed with --pipeline {config.pipeline}: it is a rest between two requests"
+        )
+    for name in ("spec", "key_fields", "late_window"):
+        if name in given and config.correlation != "key":
+            raise ConfigError(f"{BY_NAME[name].flag}: is not allowed with --correlation order, which reads no field")
+    types = [mti for mti, _ in config.key_fields]
+    if len(set(types)) < len(types):
+        raise ConfigError("--key-fields: is given twice for the same message type")
+    if config.prefer_pipeline and config.pipeline == 1:
+        raise ConfigError("--prefer-pipeline: is not allowed with --pipeline 1: a connection is full with one request")
     if config.upstream_max_age and config.upstream_max_age <= config.connect_delay:
         raise ConfigError(
             f"--upstream-max-age: '{config.upstream_max_age:g}s' is not allowed: it must be longer than"

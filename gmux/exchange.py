@@ -26,18 +26,24 @@ class Exchange:
     """One request on its way.
 
     body      what follows `request.data`, when the request was too large for one piece
-    answered  whether a part of the answer was passed on
+    answered  whether the target has begun to answer
+    told      whether the asker was given a part of the answer
     retries   how often it was sent again
     is_abandoned  whether the asker is gone
+    upstream  of one that is answered by key, the connection that it is on
+    end       of a pipelined one, the bytes that its connection was given up to its own last one
     """
 
-    __slots__ = ("asker", "request", "body", "answered", "retries", "is_abandoned")
+    __slots__ = ("asker", "request", "body", "answered", "told", "retries", "is_abandoned", "upstream", "end")
+
+    upstream: object
+    end: int
 
     def __init__(self, asker: Asker, request: Request, body: Spool | None = None) -> None:
         self.asker = asker
         self.request = request
         self.body = body
-        self.answered = False
+        self.answered = self.told = False
         self.retries = 0
         self.is_abandoned = False
 

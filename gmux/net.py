@@ -98,6 +98,12 @@ def unacknowledged(sock: socket.socket) -> int:
         return 0  # the connection is gone
 
 
+def acknowledge(sock: socket.socket) -> None:
+    """Acknowledge at once what has come. A target that writes an answer in two pieces, with Nagle's delay, sends the
+    second one only then; the kernel would wait some 40 ms for something to send it with."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
 def prepare_reset(sock: socket.socket) -> None:
     """Make the close of `sock` a reset, so that the peer cannot take what came so far for a complete message."""
     _set_linger(sock, True)

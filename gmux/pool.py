@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -25,7 +26,9 @@ from gmux.codecs.base import NO_LIMIT, Codec
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, Overloaded, QueueTimeout, UpstreamClosed
 from gmux.exchange import Exchange
+from gmux.ratelimit import LimitedWarnings
 from gmux.spinner import Spinner
+from gmux.strict import StrictUpstream
 from gmux.trace import Trace
 from gmux.upstream import CLOSE_TIMEOUT, Upstream
 
@@ -53,6 +56,9 @@ class PoolSettings:
     target: net.Address
     size: int = 1
     minimum: int = 1
+    pipeline: int = 1
+    prefer_pipeline: bool = False
+    late_window: float = 120.0
     queue_limit: int = 10_000
     queue_timeout: float = 30.0
     connect_timeout: float = 10.0
@@ -93,6 +99,7 @@ class Pool:
         self._slots = slots
         self._kick: Callable[[], None] = spinner.kick
         self._log = log
+        self.warn = LimitedWarnings(log)
         self._trace = trace
         self._permits = BoundedSemaphore(settings.size)
         self._idle: list[Upstream] = []
@@ -135,6 +142,7 @@ class Pool:
         with gevent.Timeout(CLOSE_TIMEOUT + 0.1, False):
             for _ in range(self._settings.size):
                 self._permits.acquire()
+        self.warn.flush()
 
     # What a client calls.
 
@@ -146,10 +154,12 @@ class Pool:
                 break
             # Last in, first out: what is not needed grows idle and can be closed.
             upstream = self._idle.pop()
-            if not upstream.is_stale():
+            if not upstream.is_stale() or upstream.catch_up():
                 upstream.send(exchange)
                 return
-            upstream.fail(UpstreamClosed("closed by the target"))
+        self._queue(exchange)
+
+    def _queue(self, exchange: Exchange) -> None:
         if self._retry_timer is not None and self._is_down:
             # Until the next attempt the target is known to be down: waiting would help nobody.
             exchange.asker.fail(exchange, self._last_error)
@@ -220,11 +230,12 @@ class Pool:
             )
         self._settle()
 
-    def repeat(self, exchange: Exchange) -> None:
-        if exchange.is_abandoned:
-            exchange.close()
-            return
-        self._waiting.add_first(exchange)
+    def repeat(self, exchanges: Iterable[Exchange]) -> None:
+        for exchange in reversed(tuple(exchanges)):
+            if exchange.is_abandoned:
+                self.forget(exchange)
+            else:
+                self._waiting.add_first(exchange)
         self._settle()
 
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
@@ -257,19 +268,25 @@ class Pool:
                     exchange.asker.fail(exchange, self._last_error)
             return
         coming = len(self._connecting)
-        wanted = max(len(self._waiting) - coming, self._settings.minimum - self._kept() - coming)
-        while wanted > 0 and self._permits.acquire(blocking=False):
+        wanted = max(self._needed(len(self._waiting)) - coming, self._settings.minimum - self._kept() - coming)
+        # The permits of idle connections are theirs.
+        while wanted > 0 and self._permits.counter > len(self._idle) and self._permits.acquire(blocking=False):
             self._open()
             wanted -= 1
 
-    def _open(self) -> None:
-        """Use the permit taken for a new connection, unless it is not the time for one."""
+    def _needed(self, waiting: int) -> int:
+        """The connections that so many requests in line are worth."""
+        return waiting
+
+    def _open(self) -> bool:
+        """Use the permit taken for a new connection, unless it is not the time for one; whether one is being made."""
         if self._retry_timer is not None or self._is_stopping:
             self._permits.release()
-            return
+            return False
         greenlet = gevent.Greenlet(self._connect)
         self._connecting.add(greenlet)
         greenlet.start()
+        return True
 
     def _connect(self) -> None:
         """Make one connection; runs in a greenlet of its own, which holds a permit."""
@@ -299,7 +316,7 @@ class Pool:
             self._log.info("creating target connection")
             sock = net.connect(settings.target, settings.connect_timeout)
             try:
-                upstream = Upstream(self, sock, self._codec.answer_decoder(), self._kick, self._trace is not None)
+                upstream = self._wrap(sock)
             except OSError as error:  # it has ended before it could be named
                 sock.close()
                 raise ConnectError(f"the target {self._where} ends new connections ({error.strerror})") from None
@@ -311,6 +328,10 @@ class Pool:
             self._aging.add(upstream)
         self._log.info("new target connection: %s", upstream.name)
         return upstream
+
+    def _wrap(self, sock: socket.socket) -> Upstream:
+        """The connection over a connected socket. Raises OSError when that has ended already."""
+        return StrictUpstream(self, sock, self._codec.answer_decoder(), self._kick, self._trace is not None)
 
     def _pause(self, error: ConnectError) -> None:
         """Let the target rest after a failed attempt, each time longer."""
@@ -331,14 +352,14 @@ class Pool:
 
     def _hand_over(self, upstream: Upstream) -> None:
         """The connection is free: it goes to the first in line with its permit, or becomes idle."""
-        if self._waiting:
-            if upstream.is_stale():
-                # Its end, or what nobody asked for, came right behind the answer.
-                upstream.fail(UpstreamClosed("closed by the target"))
-            else:
-                # `pop_first` without its call: this is what the target waits for.
-                upstream.send(self._waiting.popitem(last=False)[0])
-            return
+        if not self._waiting:
+            self._make_idle(upstream)
+        elif not upstream.is_stale() or upstream.catch_up():
+            # Else its end, or what nobody asked for, came right behind the answer.
+            # `pop_first` without its call: this is what the target waits for.
+            upstream.send(self._waiting.popitem(last=False)[0])
+
+    def _make_idle(self, upstream: Upstream) -> None:
         self._answering.discard(upstream)
         self._kick()
         self._idle.append(upstream)
@@ -375,9 +396,9 @@ class Pool:
         upstream.fail(AnswerTimeout(f"the target was silent for {self._settings.timeout:g} s (--timeout)"))
 
     def _discard_timed_out(self, exchange: Exchange) -> None:
+        error = UpstreamClosed(f"the client is gone and its answer goes on after {DISCARD_TIMEOUT:g} s")
         for upstream in list(self._upstreams):
-            if upstream.exchange is exchange:
-                upstream.fail(UpstreamClosed(f"the client is gone and its answer goes on after {DISCARD_TIMEOUT:g} s"))
+            upstream.discard(exchange, error)
 
     def _idle_timed_out(self, upstream: Upstream) -> None:
         if upstream not in self._idle:
@@ -388,5 +409,6 @@ class Pool:
             self._idling.add(upstream)
 
     def _aged(self, upstream: Upstream) -> None:
+        upstream.is_aged = True
         if upstream in self._idle:
             upstream.retire(f"{self._settings.max_age:g} s old")

@@ -12,6 +12,7 @@ from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
 from gmux.config import Config
 from gmux.listener import Listener
 from gmux.net import Address
+from gmux.pipelined_pool import PipelinedPool
 from gmux.pool import Pool, PoolSettings, Slots
 from gmux.spinner import Spinner
 from gmux.spool import Memory
@@ -33,6 +34,9 @@ class Route:
             target=target,
             size=config.pool_size,
             minimum=config.pool_min,
+            pipeline=config.pipeline,
+            prefer_pipeline=config.prefer_pipeline,
+            late_window=config.late_window,
             queue_limit=config.queue_limit,
             queue_timeout=config.queue_timeout,
             connect_timeout=config.connect_timeout,
@@ -50,7 +54,8 @@ class Route:
             spool_memory=config.spool_memory,
             spool_limit=config.spool_limit,
         )
-        self._pool = Pool(pool_settings, codec, slots, Spinner(config.spin), log, trace)
+        pool_class = PipelinedPool if config.pipeline > 1 or codec.correlation == "key" else Pool
+        self._pool = pool_class(pool_settings, codec, slots, Spinner(config.spin), log, trace)
         self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), log)
         self._listener = Listener(listening, self._clients, config.max_clients, log)
 

@@ -1,11 +1,11 @@
-"""One upstream connection: its socket, the decoder of its answers, and the exchange in flight.
+"""One upstream connection: its socket, its life, and the writing of requests. What it carries is its subclasses' job.
 
-The pool creates it, connected, and is told when it may carry the next request (`freed`) and when it has ended
-(`ended`). Everything here runs in callbacks of the loop and never switches greenlets.
+The pool creates it, connected, and is told when it may carry more requests (`freed`) and when it has ended (`ended`).
+Everything here runs in callbacks of the loop and never switches greenlets.
 
-    state       socket     exchange     left by
+    state       socket     exchanges    left by
     idle        open       none         send -> busy; the target closes, or sends what nobody asked for -> closed
-    busy        open       in flight    last part of the answer -> idle; doubt -> closing
+    busy        open       in flight    last part of the last answer -> idle; doubt -> closing
     closing     half-open  none         the target closes too, or CLOSE_TIMEOUT -> closed
     closed      closed     none         -
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from gevent import get_hub
 
 from gmux import net
 from gmux.codecs.base import NO_LIMIT, AnswerDecoder
-from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
+from gmux.errors import ExchangeError
 from gmux.exchange import Exchange
 from gmux.net import READ_SIZE
 
@@ -43,7 +43,7 @@ class Owner(Protocol):
         """The clock of the answer starts, or starts anew: the target took a part of the request, or sent one back."""
 
     def freed(self, upstream: Upstream) -> None:
-        """The exchange is over and the connection is certain."""
+        """No exchange is in flight any more, and the connection is certain."""
 
     def closing(self, upstream: Upstream, reason: str) -> None:
         """It takes no more requests, but still counts; the pool calls `abort` after CLOSE_TIMEOUT."""
@@ -51,8 +51,8 @@ class Owner(Protocol):
     def ended(self, upstream: Upstream, reason: str) -> None:
         """The socket is closed."""
 
-    def repeat(self, exchange: Exchange) -> None:
-        """Send this exchange once more, before all that wait."""
+    def repeat(self, exchanges: Iterable[Exchange]) -> None:
+        """Send these exchanges once more, in this order, before all that wait."""
 
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
         """A message passed; called only when `verbose` is set."""
@@ -61,11 +61,11 @@ class Owner(Protocol):
 class Upstream:
     """See the module. `verbose` asks for a call of `saw` for each message.
 
-    `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said.
+    `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said. `is_aged`:
+    it is to be replaced as soon as nothing is in flight.
     """
 
     __slots__ = (
-        "exchange",
         "name",
         "opened",
         "used",
@@ -73,6 +73,7 @@ class Upstream:
         "is_closing",
         "is_closed",
         "is_retired",
+        "is_aged",
         "is_stale",
         "verbose",
         "_owner",
@@ -90,12 +91,11 @@ class Upstream:
     def __init__(
         self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, kick: Callable[[], None], verbose: bool
     ) -> None:
-        self.exchange: Exchange | None = None
         self.name = f"{net.format_address(sock.getsockname())} <-> {net.format_address(sock.getpeername())}"
         self.opened = monotonic()
         self.used = 0
         self.idle_limit = NO_LIMIT
-        self.is_closing = self.is_closed = self.is_retired = False
+        self.is_closing = self.is_closed = self.is_retired = self.is_aged = False
         self.verbose = verbose
         self._owner = owner
         self._sock = sock
@@ -120,31 +120,33 @@ class Upstream:
         self._close_reason = ""
         self._reader.start(self._on_readable)
 
+    # What subclasses define.
+
     def send(self, exchange: Exchange) -> None:
-        """Put the exchange's request on the idle connection."""
-        request = exchange.request
-        data = request.data
-        self.exchange = exchange
-        self._decoder.request = request
-        if self.verbose:
-            self._owner.saw(self, exchange, data, False)
-        try:
-            sent = self._send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            # Not one byte was taken, so any request may go on another connection.
-            self.exchange = None
-            self._close_now(f"sending failed: {error.strerror}")
-            self._owner.repeat(exchange)
-            return
-        self.used += 1
-        self._owner.sent(self)
-        self._kick()
-        if sent != len(data) or exchange.body is not None:
-            self._unsent = memoryview(data)[sent:]
-            self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
-            self._writer.start(self._on_writable)
+        """Put the exchange's request on the connection."""
+        raise NotImplementedError
+
+    def fail(self, error: ExchangeError) -> None:
+        """End all that is in flight, and close: a late answer dies with the connection."""
+        raise NotImplementedError
+
+    def discard(self, exchange: Exchange, error: ExchangeError) -> None:
+        """Nobody waits for the answer to this exchange, and it goes on."""
+        raise NotImplementedError
+
+    def _take(self, data: bytes) -> None:
+        """Bytes came; the connection is neither closing nor closed."""
+        raise NotImplementedError
+
+    def _end(self, reason: str, is_broken: bool) -> None:
+        """The target sends no more. Only a FIN can end an answer; broken off, there may have been more to it."""
+        raise NotImplementedError
+
+    def _next_data(self) -> bytes | memoryview:
+        """What is to be written next, when all before is out; empty: nothing."""
+        raise NotImplementedError
+
+    # The life of the connection.
 
     def close(self, reason: str) -> None:
         """End the connection in good order: say FIN, wait for the target's own."""
@@ -169,127 +171,34 @@ class Upstream:
         """End the connection at once, with a reset."""
         self._close_now(self._close_reason, is_abort=True)
 
-    def fail(self, error: ExchangeError) -> None:
-        """Fail the exchange in flight, if there is one, and close: a late answer dies with the connection."""
-        exchange, self.exchange = self.exchange, None
-        self.close(str(error))
-        if exchange is not None:
-            exchange.asker.fail(exchange, error)
-
     def _on_readable(self) -> None:
         try:
             data = self._recv(READ_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
-            self._on_end(error.strerror or str(error), is_broken=True)
+            self._on_end(error.strerror or str(error), True)
             return
         if not data:
-            self._on_end("closed by the target")
-            return
+            self._on_end("closed by the target", False)
+        elif not self.is_closing:
+            self._take(data)
+
+    def catch_up(self) -> bool:
+        """Read what has come to an idle connection and the loop has not seen; whether it is sound still.
+
+        In the end it may be closed, and then its owner knows.
+        """
+        self._on_readable()
+        if not self.is_closing and self.is_stale():
+            self.close("more comes than is read at once, and nobody asked for it")
+        return not self.is_closing
+
+    def _on_end(self, reason: str, is_broken: bool) -> None:
         if self.is_closing:
-            return
-        exchange = self.exchange
-        decoder = self._decoder
-        if decoder.data:
-            decoder.receive_data(data)
-        else:
-            decoder.data = data
-        if exchange is None:
-            if decoder.has_surplus:
-                self.close(f"{len(data)} bytes came that nobody asked for")
-            return
-        try:
-            self._pass_on(exchange, decoder)
-        except BadAnswer as error:
-            self.fail(error)
-        except Exception as error:  # a codec's own fault, of another package perhaps
-            self.fail(BadAnswer(f"the codec failed: {error!r}"))
-
-    def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
-        """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
-        part = decoder.next_event()
-        while part is not None:
-            if self.verbose:
-                self._owner.saw(self, exchange, part.data, True)
-            exchange.answered = True
-            if part.last:
-                self.exchange = None
-                if self.is_closed:
-                    pass
-                elif self._writer is not None:
-                    self.close("the target answered before it had the whole request")
-                elif not part.reusable:
-                    self.close("the target's answer ends the connection")
-                elif decoder.data and decoder.has_surplus:
-                    self.close("bytes came behind the answer that nobody asked for")
-                else:
-                    # The next request goes out before this answer is delivered: the time from an answer to the next
-                    # request is all that a strict connection idles, so nothing that can wait is done in it.
-                    self.idle_limit = part.idle_limit
-                    self._owner.freed(self)
-                exchange.asker.deliver(exchange, part)
-                return
-            self._owner.sent(self)
-            exchange.asker.deliver(exchange, part)
-            part = decoder.next_event()
-
-    def _on_end(self, reason: str, is_broken: bool = False) -> None:
-        """The target sends no more. Only a FIN can end an answer; broken off, there may have been more to it."""
-        exchange = self.exchange
-        if exchange is None:
             self._close_now(self._close_reason or reason)
-            return
-        try:
-            if is_broken:
-                raise BadAnswer("the target broke off the connection")
-            self._decoder.receive_eof()
-            # Some answers end with the connection. The next request needs another one: nothing is handed over here.
-            self._close_now(reason)
-            self._pass_on(exchange, self._decoder)
-        except BadAnswer as error:
-            may_repeat = (
-                exchange.request.repeatable
-                and self.used > 1
-                and not exchange.retries
-                and not exchange.answered
-                and not self._decoder.has_surplus
-                and exchange.body is None
-            )
-            self.exchange = None
-            self._close_now(reason)
-            if may_repeat:
-                exchange.retries += 1
-                self._owner.repeat(exchange)
-            else:
-                exchange.asker.fail(exchange, UpstreamClosed(f"{error} ({reason})"))
-
-    def _on_writable(self) -> None:
-        exchange = self.exchange
-        body = exchange.body if exchange is not None else None
-        data = self._unsent
-        if not data and body is not None:
-            data = body.read()
-        try:
-            sent = self._send(data) if data else 0
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The target may have answered before it closed: what it sent is read first, and its end seen there.
-            # The writer stays, stopped, as the sign of a request that is not out.
-            self._writer.stop()
-            return
-        if sent:
-            self._owner.sent(self)  # a target that takes a long request is not silent
-        self._unsent = memoryview(data)[sent:]
-        if not self._unsent and not body:
-            self._stop_writing()
-
-    def _stop_writing(self) -> None:
-        if self._writer is not None:
-            self._writer.stop()
-            self._writer.close()
-            self._writer = None
+        else:
+            self._end(reason, is_broken)
 
     def _close_now(self, reason: str, is_abort: bool = False) -> None:
         if self.is_closed:
@@ -303,3 +212,40 @@ class Upstream:
             net.prepare_close(self._sock)
         self._sock.close()
         self._owner.ended(self, reason)
+
+    # Writing what the socket does not take at once.
+
+    def _write_on(self, unsent: bytes | memoryview) -> None:
+        """Go on with `unsent`, and with `_next_data`, when the socket takes more."""
+        self._unsent = unsent
+        self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
+        self._writer.start(self._on_writable)
+
+    def _on_writable(self) -> None:
+        data = self._unsent or self._next_data()
+        try:
+            sent = self._send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            # The target may have answered before it closed: what it sent is read first, and its end seen there.
+            # The writer stays, stopped, as the sign of a request that is not out.
+            self._writer.stop()
+            return
+        if sent:
+            self._wrote(sent)
+        self._unsent = memoryview(data)[sent:]
+        if not self._unsent:
+            self._unsent = self._next_data()
+            if not self._unsent:
+                self._stop_writing()
+
+    def _wrote(self, size: int) -> None:
+        """The socket took so many bytes more. A target that takes a long request is not silent."""
+        self._owner.sent(self)
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None:
+            self._writer.stop()
+            self._writer.close()
+            self._writer = None

@@ -135,6 +135,12 @@ KINDS = {
     ),
     "protocol": ({"echo": "echo", "mpu": "mpu"}, ["", "Echo", "echo ", "gopher", "ech"]),
     "log_format": ({"text": "text", "json": "json"}, ["", "TEXT", "xml", "text,json"]),
+    "correlation": ({mode: mode for mode in ("order", "key")}, ["", "both", "KEY"]),
+    "spec": ({"ascii": "ascii", "binary": "binary"}, ["", "ebcdic", "/does/not/exist.json", "/etc/passwd", "/"]),
+    "key_fields": (
+        {"11": ("", (11,)), "41,11": ("", (11, 41)), "0800:7,11": ("0800", (7, 11)), "2,128": ("", (2, 128))},
+        ["", ",", "11,", "1", "129", "a", "800:11", "0800:", "11 41", "08x0:11", "-11", "11;41"],
+    ),
     "forwarded": ({form: form for form in ("off", "x-forwarded", "forwarded")}, ["", "on", "X-Forwarded", "both"]),
     "set_header": (
         {

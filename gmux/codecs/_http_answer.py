@@ -31,6 +31,7 @@ class HttpAnswerDecoder(Buffer):
         "_idle_limit",
         "_requests_left",
         "_has_ended",
+        "may_pipeline",
         "request",
     )
 
@@ -46,6 +47,7 @@ class HttpAnswerDecoder(Buffer):
         self._close = self._reusable = self._has_ended = False
         self._idle_limit = NO_LIMIT
         self._requests_left: int | None = None
+        self.may_pipeline = False
 
     def receive_eof(self) -> None:
         if self._body is None or self._body.end() is None:
@@ -90,39 +92,42 @@ class HttpAnswerDecoder(Buffer):
                 is_plain = not request.close and not request.has_doubtful_body
                 if is_plain and len(held) == end + head.plain_length:
                     self.data, self.request = b"", None
+                    self.may_pipeline = head.may_pipeline
                     return Part(head.plain + held[end:], True, False, True, head.idle_limit)
-        while True:
-            data = _http_head.take(self, self._limits.max_head)
-            if data is None:
-                return None
-            head = (self._recall if len(data) <= _http_head.MAX_REMEMBERED else self._parse)(data)
-            if head.status >= 200:
-                return self._begin(request, head)
-            if head.status == 101:
-                raise BadAnswer("the target switched protocols, which nobody asked for")
-            if head.framing.length or head.framing.is_chunked:
-                raise BadAnswer("an interim answer has a body")
-            # 100 was answered by gmux already; HTTP/1.0 has no interim answers (RFC 9110 section 15.2).
-            if head.status != 100 and request.minor_version:
-                return Part(_http_head.without(head.lines, b"content-length") + _http_head.END, last=False)
+        data = _http_head.take(self, self._limits.max_head)
+        if data is None:
+            return None
+        head = (self._recall if len(data) <= _http_head.MAX_REMEMBERED else self._parse)(data)
+        if head.status >= 200:
+            return self._begin(request, head)
+        if head.status == 101:
+            raise BadAnswer("the target switched protocols, which nobody asked for")
+        if head.framing.length or head.framing.is_chunked:
+            raise BadAnswer("an interim answer has a body")
+        if head.status == 100 or not request.minor_version:
+            # 100 was answered by gmux already; HTTP/1.0 has no interim answers (RFC 9110 section 15.2). That the target
+            # has begun to answer is said all the same: the request must not be sent again.
+            return Part(b"", last=False)
+        return Part(_http_head.without(head.lines, b"content-length") + _http_head.END, last=False)
 
     def _begin(self, request: HttpRequest, head: AnswerHead) -> Part:
         framing = head.framing
         lines = head.lines
         self._idle_limit = head.idle_limit
+        self.may_pipeline = head.may_pipeline
         self._reusable = head.stays and not request.has_doubtful_body and self._count(head.requests_left)
         self._close = request.close
         length = 0
         if framing.is_chunked and not request.minor_version:
             lines = _http_head.without(lines, b"transfer-encoding")
         # RFC 9112 section 6.3, in its order.
-        if request.method == b"HEAD" or head.status == 304:
-            pass
-        elif head.status == 204:
+        if head.status == 204:
             # It has neither field (RFC 9110 section 8.6, RFC 9112 section 6.1). Where they speak of a body, the target
             # may send it after all, late enough to be taken for the next answer.
             lines = _http_head.without(lines, b"content-length", b"transfer-encoding")
             self._reusable = self._reusable and not framing.length and not framing.is_chunked
+        elif request.method == b"HEAD" or head.status == 304:
+            pass
         elif framing.is_chunked:
             self._body = ChunkedBody(request.minor_version == 1, None, self._limits.max_head)
             self._close = self._close or not request.minor_version

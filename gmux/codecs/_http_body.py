@@ -95,7 +95,7 @@ class ChunkedBody:
     `trailers`, lines with their ends. `size` counts the data so far, by what the chunks announce.
     """
 
-    __slots__ = ("_as_chunks", "_limit", "_max_head", "_left", "_read", "size", "trailers")
+    __slots__ = ("_as_chunks", "_limit", "_max_head", "_left", "_read", "_trailers_size", "size", "trailers")
 
     def __init__(self, as_chunks: bool, limit: int | None, max_head: int) -> None:
         self._as_chunks = as_chunks
@@ -105,6 +105,7 @@ class ChunkedBody:
         self._read = self._read_size
         self.size = 0
         self.trailers = b""
+        self._trailers_size = 0
 
     def read(self, buffer: Buffer) -> Part | None:
         pieces: list[bytes] = []
@@ -162,7 +163,7 @@ class ChunkedBody:
         return True
 
     def _read_trailer(self, buffer: Buffer, pieces: list[bytes]) -> bool:
-        line = self._take_line(buffer, self._max_head - len(self.trailers), HeadTooLarge, "the trailers are")
+        line = self._take_line(buffer, self._max_head - self._trailers_size, HeadTooLarge, "the trailers are")
         if line is None:
             return False
         if line == b"\r\n":
@@ -170,7 +171,9 @@ class ChunkedBody:
             return False
         if _FIELD_LINE.fullmatch(line) is None or _NOT_IN_TRAILERS.match(line):
             raise FramingError("a trailer is malformed or not allowed")
-        self.trailers += line
+        self._trailers_size += len(line)
+        name, _, value = line.partition(b":")
+        self.trailers += name + b": " + value.strip(b"\t\r\n ") + b"\r\n"
         return True
 
     def _read_nothing(self, buffer: Buffer, pieces: list[bytes]) -> bool:

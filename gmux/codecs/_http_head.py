@@ -140,7 +140,7 @@ class AnswerHead(NamedTuple):
     """`lines` are the status line and the fields that go on, joined by CRLF.
 
     `stays` says whether the target keeps its connection, `idle_limit` for how many seconds without a request, and
-    `requests_left` how many more it takes there (None: it does not say).
+    `requests_left` how many more it takes there (None: it does not say). `may_pipeline`: also several at a time.
 
     `plain` is all of it as it goes to an HTTP/1.1 client that stays, and `plain_length` the length of the body, when
     the head is of the common kind: a length, and a connection that stays. Else the length is -1.
@@ -153,6 +153,7 @@ class AnswerHead(NamedTuple):
     stays: bool
     idle_limit: float
     requests_left: int | None
+    may_pipeline: bool
     plain: bytes
     plain_length: int
 
@@ -181,7 +182,17 @@ def parse_answer(has_via: bool, head: bytes) -> AnswerHead:
     joined = b"\r\n".join(lines)
     plain_length = framing.length if is_plain and framing.length is not None else -1
     return AnswerHead(
-        status, minor_version, framing, joined, stays, idle_limit, requests_left, joined + END, plain_length
+        status,
+        minor_version,
+        framing,
+        joined,
+        stays,
+        idle_limit,
+        requests_left,
+        # RFC 9112 section 9.3.2: HTTP/1.1 is persistent unless it says otherwise.
+        minor_version == 1 and stays and requests_left is None,
+        joined + END,
+        plain_length,
     )
 
 

@@ -21,6 +21,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: RFC 9110 section 9.2.2.
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 
+#: RFC 9110 section 9.2.1; only these may be in flight with others (RFC 9112 section 9.3.2).
+SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
+
 #: Methods whose requests have no body with a meaning (RFC 9110 section 9.3). A target that does not read one takes it
 #: for the next request, and its answer would go to another client: the connection of such a request ends with it.
 BODYLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE"))
@@ -151,7 +154,7 @@ class HttpRequestDecoder(Buffer):
             end = rewriting.end(minor_version, framing.takes_trailers)
         if rewriting.forwards:
             end = rewriting.forwarded_lines(self._client, host) + b"\r\n" + end
-        request = HttpRequest(data[:-2] + end, True, method in IDEMPOTENT, closes)
+        request = HttpRequest(data[:-2] + end, True, method in IDEMPOTENT, closes, method in SAFE)
         request.method = method
         request.minor_version = minor_version
         request.has_doubtful_body = False
@@ -176,6 +179,7 @@ class HttpRequestDecoder(Buffer):
             raise Unsupported(f"{method.decode()} ends here (Max-Forwards), where it is not offered")
 
     def _begin_body(self, request: HttpRequest, framing: _http_head.Framing) -> None:
+        request.pipelines = False
         limit = self._limits.max_message
         length = framing.length
         if length is None:

@@ -18,6 +18,7 @@ as one or more `Part`s. What they hold is what goes to the other side, already i
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,17 +43,36 @@ class Request:
     whole       false: `Part`s follow until the one with `last`
     repeatable  may be sent again when a reused connection closed before the first byte of the answer
     close       the client's connection ends after the answer
+    pipelines   may be in flight on a connection together with others of the kind, before it and behind it
 
     A codec that must know more of it to frame the answer or to word a refusal makes a subclass.
     """
 
-    __slots__ = ("data", "whole", "repeatable", "close")
+    __slots__ = ("data", "whole", "repeatable", "close", "pipelines")
 
-    def __init__(self, data: bytes, whole: bool = True, repeatable: bool = False, close: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        whole: bool = True,
+        repeatable: bool = False,
+        close: bool = False,
+        pipelines: bool = True,
+    ) -> None:
         self.data = data
         self.whole = whole
         self.repeatable = repeatable
         self.close = close
+        self.pipelines = pipelines
+
+
+class KeyedRequest(Request):
+    """One whose answer is found by its key, in protocols where answers come in any order."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, data: bytes, key: Hashable) -> None:
+        super().__init__(data)
+        self.key = key
 
 
 class Part:
@@ -77,6 +97,17 @@ class Part:
         self.close = close
         self.reusable = reusable
         self.idle_limit = idle_limit
+
+
+class KeyedPart(Part):
+    """A whole message of the target: an answer to the request with this key, or one of its own."""
+
+    __slots__ = ("is_answer", "key")
+
+    def __init__(self, data: bytes, key: Hashable, is_answer: bool) -> None:
+        super().__init__(data)
+        self.key = key
+        self.is_answer = is_answer
 
 
 class RequestDecoder(Protocol):
@@ -111,6 +142,9 @@ class AnswerDecoder(Protocol):
     #: Empty exactly when no bytes are held that no event has taken.
     data: bytes | bytearray
 
+    #: Whether the target has shown that this connection may carry several requests at a time.
+    may_pipeline: bool
+
     def receive_data(self, data: bytes) -> None: ...
 
     def receive_eof(self) -> None:
@@ -142,6 +176,9 @@ class Codec(Protocol):
 
     name: str
     summary: str
+
+    #: "order", or "key": then requests are `KeyedRequest`s and answers `KeyedPart`s.
+    correlation: str
 
     def __init__(self, limits: Limits) -> None: ...
 

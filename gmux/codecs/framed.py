@@ -7,7 +7,7 @@ has no words of its own for what went wrong between client and target.
 from __future__ import annotations
 
 from gmux.codecs._buffer import Buffer
-from gmux.codecs.base import Limits, Part, Refusal, Request
+from gmux.codecs.base import AnswerDecoder, Limits, Part, Refusal, Request, RequestDecoder
 from gmux.errors import BadAnswer, ExchangeError, FramingError
 
 CLOSE = Refusal()
@@ -18,6 +18,7 @@ class FramedCodec:
 
     name: str
     summary: str
+    correlation = "order"
 
     def __init__(self, limits: Limits) -> None:
         self.max_message = limits.max_message
@@ -29,10 +30,10 @@ class FramedCodec:
     def skip(self, buffer: Buffer) -> None:
         """Drop what stands before the next frame and belongs to the hop (keepalive polls); nothing, in most codecs."""
 
-    def request_decoder(self, client: str = "") -> FrameRequestDecoder:
+    def request_decoder(self, client: str = "") -> RequestDecoder:
         return FrameRequestDecoder(self)
 
-    def answer_decoder(self) -> FrameAnswerDecoder:
+    def answer_decoder(self) -> AnswerDecoder:
         return FrameAnswerDecoder(self)
 
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
@@ -58,13 +59,14 @@ class FrameRequestDecoder(Buffer):
 
 
 class FrameAnswerDecoder(Buffer):
-    __slots__ = ("_cut", "_skip", "request")
+    __slots__ = ("_cut", "_skip", "may_pipeline", "request")
 
     def __init__(self, codec: FramedCodec) -> None:
         super().__init__()
         self._cut = codec.cut
         self._skip = codec.skip
         self.request: Request | None = None
+        self.may_pipeline = True
 
     def next_event(self) -> Part | None:
         try:

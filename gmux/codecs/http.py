@@ -27,6 +27,7 @@ class HttpCodec:
 
     name = "http"
     summary = "HTTP/1.1 and 1.0, no https, no websocket"
+    correlation = "order"
 
     def __init__(
         self,

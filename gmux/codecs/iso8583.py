@@ -8,15 +8,37 @@ from __future__ import annotations
 
 from gmux.codecs import _card_data
 from gmux.codecs._buffer import Buffer
-from gmux.codecs.framed import FramedCodec
-from gmux.errors import FramingError, MessageTooLarge
+from gmux.codecs._iso8583_key import SPECS, KeyReader, Spec
+from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Limits, RequestDecoder
+from gmux.codecs.framed import FrameAnswerDecoder, FramedCodec, FrameRequestDecoder
+from gmux.errors import BadAnswer, FramingError, MessageTooLarge
 
 
 class LengthHeaderCodec(FramedCodec):
-    """Base of the codecs with a length header of `header_size` bytes, read by `length`."""
+    """Base of the codecs with a length header of `header_size` bytes, read by `length`.
+
+    `correlation`, `spec` and `key_fields` are the settings of these names. By order no field of a message is read.
+    """
 
     header_size: int
     poll: bytes
+
+    def __init__(
+        self,
+        limits: Limits,
+        correlation: str = "order",
+        spec: str | Spec = "ascii",
+        key_fields: tuple[tuple[str, tuple[int, ...]], ...] = (),
+    ) -> None:
+        super().__init__(limits)
+        self.correlation = correlation
+        self._keys = KeyReader(SPECS[spec] if isinstance(spec, str) else spec, dict(key_fields))
+
+    def request_decoder(self, client: str = "") -> RequestDecoder:
+        return KeyedRequestDecoder(self, self._keys) if self.correlation == "key" else FrameRequestDecoder(self)
+
+    def answer_decoder(self) -> AnswerDecoder:
+        return KeyedAnswerDecoder(self, self._keys) if self.correlation == "key" else FrameAnswerDecoder(self)
 
     def length(self, header: bytes) -> int:
         """The bytes of the message after `header`. Raises FramingError."""
@@ -70,3 +92,37 @@ class MpuCodec(LengthHeaderCodec):
         if not header.isdigit():
             raise FramingError("a length header is not 4 ASCII digits")
         return int(header)
+
+
+class KeyedRequestDecoder(FrameRequestDecoder):
+    __slots__ = ("_at", "_read_key")
+
+    def __init__(self, codec: LengthHeaderCodec, keys: KeyReader) -> None:
+        super().__init__(codec)
+        self._read_key = keys.read
+        self._at = codec.header_size
+
+    def next_event(self) -> KeyedRequest | None:
+        frame = self._cut(self)
+        if frame is None:
+            return None
+        key, is_answer = self._read_key(frame, self._at)
+        if is_answer:
+            raise FramingError("a client sent an answer, by its message type")
+        return KeyedRequest(frame, key)
+
+
+class KeyedAnswerDecoder(FrameAnswerDecoder):
+    __slots__ = ("_at", "_read_key")
+
+    def __init__(self, codec: LengthHeaderCodec, keys: KeyReader) -> None:
+        super().__init__(codec)
+        self._read_key = keys.read
+        self._at = codec.header_size
+
+    def next_event(self) -> KeyedPart | None:
+        try:
+            frame = self._cut(self)
+            return None if frame is None else KeyedPart(frame, *self._read_key(frame, self._at))
+        except FramingError as error:
+            raise BadAnswer(str(error)) from None

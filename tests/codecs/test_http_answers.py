@@ -93,6 +93,13 @@ GOOD = [
         message(b"HTTP/1.1 204 No Content"),
         reusable=DROP,
     ),
+    Good(
+        "9110-8.6 204 with a length, to HEAD",
+        HEAD,
+        message(b"HTTP/1.1 204 No Content", b"Content-Length: 5"),
+        message(b"HTTP/1.1 204 No Content"),
+        reusable=DROP,
+    ),
     Good("9110-15.4.5 304 with a length", GET, message(b"HTTP/1.1 304 Not Modified", b"Content-Length: 5")),
     Good("9110-15.4.5 304 with chunked", GET, message(b"HTTP/1.1 304 Not Modified", CHUNKED)),
     Good("9110-15.4.5 304 with neither", GET, message(b"HTTP/1.1 304 Not Modified")),
@@ -505,3 +512,17 @@ def test_answer_with_a_length_goes_on_while_it_comes():
     decoder.receive_data(b"k")
     part = decoder.next_event()
     assert (part.data, part.last) == (b"k", True)
+
+
+@pytest.mark.parametrize(
+    ("request_", "interim"),
+    [(GET, b"HTTP/1.1 100 Continue\r\n\r\n"), (GET_10, b"HTTP/1.1 103 E\r\nLink: a\r\n\r\n")],
+    ids=["100", "103 to HTTP/1.0"],
+)
+def test_answer_that_has_begun_with_what_is_dropped_has_begun(request_, interim):
+    """A request may go twice only where no byte of its answer came; an empty part is the sign of one that did."""
+    decoder = decoder_for(request_)
+    decoder.receive_data(interim)
+    part = decoder.next_event()
+    assert (part.data, part.last) == (b"", False)
+    assert decoder.next_event() is None

@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from tests.support.clients import Client, tagged
-from tests.support.framing import ISO8583, LINE
+from tests.support.framing import HTTP, ISO8583, LINE
 from tests.support.service import serving
 from tests.support.target import (
     Target,
@@ -156,3 +156,18 @@ def test_reused_connection_closed_instead_of_an_answer_request_is_not_repeated(f
         with Client(service.address, framing) as client:
             assert client.outcome(b"third") == "answered"
         assert target.times() == {b"first": 1, b"second": 1, b"third": 1}
+
+
+def test_http_request_whose_answer_began_with_a_dropped_100_is_not_sent_again():
+    seen = []
+
+    def behaviour(connection, request):
+        seen.append(request)
+        return (answer,) if len(seen) == 1 else (send(b"HTTP/1.1 100 Continue\r\n\r\n"), close)
+
+    with Target(behaviour, HTTP) as target, serving(target) as service, Client(service.address, HTTP) as client:
+        for path in (b"first", b"second"):
+            client.send_raw(b"PUT /" + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            told = HTTP.read(client)
+        assert told.startswith(b"HTTP/1.1 502 ")
+        assert [request.split(b" ")[1] for request in seen] == [b"/first", b"/second"]

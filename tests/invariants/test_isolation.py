@@ -84,7 +84,7 @@ FAULTS = {
 }
 #: What may be to gmux a connection that ended without a byte of the answer: an idempotent request may go once more.
 #: 100 is answered by gmux itself, so that of the target is dropped.
-REPEATED = {"close before", "reset before", "reset in body", "close behind 100"}
+REPEATED = {"close before", "reset before", "reset in body"}
 
 
 @dataclass
@@ -291,8 +291,6 @@ def an_ask(dice: random.Random, token: bytes, count: int, is_last: bool, abort: 
             ask.shape = dice.choice(list(BODYLESS))
         elif ask.fault == "body later":
             ask.shape, ask.size = "204", max(1, ask.size)
-            if method == b"HEAD":  # announces without sending, so gmux keeps the connection
-                ask.fault = "none"
         elif ask.fault == "second answer later" and not (ask.has_doubtful_body and shape != "until close"):
             ask.fault = "none"
         elif ask.fault in ("close in body", "reset in body"):

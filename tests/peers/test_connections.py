@@ -68,7 +68,6 @@ def test_client_that_pipelines_is_answered_in_order(pair):
         assert [client.receive() for _ in tokens] == tokens
 
 
-@pytest.mark.xfail(strict=True, reason="chunks go to the target as chunks")
 @pytest.mark.parametrize("size", [10, 300_000])
 @pytest.mark.parametrize("pair", ["http.server-1.0", "http.server-1.1"], indirect=True)
 def test_post_in_chunks_arrives_at_a_target_that_knows_no_chunks(pair, size):

@@ -20,8 +20,6 @@ ETAGS = {"/small": '"0"', "/large": '"1"'}
 
 
 class Handler(BaseHTTPRequestHandler):
-    # It writes head and body apart, and with Nagle's algorithm a body waits 40 ms until its head is acknowledged.
-    disable_nagle_algorithm = True
     server: CountingServer
 
     def answer(self, status: int, body: bytes = b"", **fields: str) -> None:

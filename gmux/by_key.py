@@ -1,0 +1,115 @@
+"""Several requests in flight on one upstream connection, answered in any order: an answer has its request's key.
+
+One key is in flight once on a connection; a second request with it takes another connection, or waits. A request whose
+answer does not come in time leaves the connection in service, and its key stays reserved there for a while: a late
+answer is dropped, and never becomes that of a new request with the same key.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Hashable
+from typing import cast
+
+from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part
+from gmux.deadlines import Deadlines
+from gmux.errors import ExchangeError
+from gmux.exchange import Exchange
+from gmux.pipelined import PipelinedUpstream, PipelineOwner
+
+
+class KeyedUpstream(PipelinedUpstream):
+    """`late_window`: seconds for which the key of a request without answer is reserved; 0: as long as it is open."""
+
+    __slots__ = ("_in_flight", "_late")
+
+    def __init__(
+        self,
+        owner: PipelineOwner,
+        sock: socket.socket,
+        decoder: AnswerDecoder,
+        kick: Callable[[], None],
+        verbose: bool,
+        depth: int,
+        late_window: float,
+    ) -> None:
+        super().__init__(owner, sock, decoder, kick, verbose, depth)
+        self._in_flight: dict[Hashable, Exchange] = {}
+        self._late: Deadlines[Hashable] = Deadlines(late_window, self._late_over)
+
+    def fits(self, exchange: Exchange) -> bool:
+        key = cast(KeyedRequest, exchange.request).key
+        return (
+            self.load < self._depth
+            and key not in self._in_flight
+            and not self.is_closing
+            and (not self._late or key not in self._late)
+            and not (self.is_aged and self.load)
+        )
+
+    def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
+        """The exchange fails by `error`, and the connection goes on without it."""
+        key = cast(KeyedRequest, exchange.request).key
+        if self._in_flight.get(key) is not exchange:
+            return
+        if exchange.end > self._written:
+            self.fail(error)  # a request that is not out whole: what comes next would be a part of it to the target
+            return
+        del self._in_flight[key]
+        self._late.add(key)
+        self.load -= 1
+        self._owner.answered(exchange)
+        if self.load:
+            self._owner.has_room(self)
+        else:
+            self._owner.freed(self)
+        exchange.asker.fail(exchange, error)
+
+    discard = give_up
+
+    def _admit(self, exchange: Exchange) -> None:
+        self._in_flight[cast(KeyedRequest, exchange.request).key] = exchange
+        exchange.upstream = self
+        self._owner.asked(exchange)
+
+    def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
+        decoder = self._decoder
+        owner = self._owner
+        while True:
+            part = cast("KeyedPart | None", decoder.next_event())
+            if part is None:
+                return ""
+            exchange = self._in_flight.pop(part.key, None) if part.is_answer else None
+            if exchange is None:
+                self._unmatched(part)
+                continue
+            self.load -= 1
+            exchange.answered = True
+            owner.answered(exchange)
+            if self.verbose:
+                owner.saw(self, exchange, part.data, True)
+            parts.append((exchange, part))
+            if exchange.end > self._written:
+                return "the target answered before it had the whole request"
+
+    def _unmatched(self, part: KeyedPart) -> None:
+        if part.is_answer and part.key in self._late:
+            self._late.discard(part.key)
+            self._owner.late(self)
+        else:
+            self._owner.unsolicited(self, part.data)
+
+    def _late_over(self, key: Hashable) -> None:
+        self._owner.unblocked()
+
+    def _drop_all(self) -> list[Exchange]:
+        rest = list(self._in_flight.values())
+        for exchange in rest:
+            self._owner.answered(exchange)
+        self._in_flight.clear()
+        self._batch.clear()
+        self.load = 0
+        return rest
+
+    def _may_go_again_first(self, exchange: Exchange) -> bool:
+        return self._may_go_again(exchange)

@@ -1,0 +1,97 @@
+"""Several requests in flight on one upstream connection, answered in their order.
+
+When the connection ends early, the answers that are missing are those of the last requests. Those that may be repeated
+go again on another connection, in their order, and no other does. When the target is silent, all that is in flight
+ends, because a late answer would be taken for the next one.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from gmux.codecs.base import AnswerDecoder, Part
+from gmux.errors import ExchangeError
+from gmux.exchange import Exchange
+from gmux.pipelined import PipelinedUpstream, PipelineOwner
+
+
+class OrderedUpstream(PipelinedUpstream):
+    __slots__ = ("_in_flight",)
+
+    def __init__(
+        self,
+        owner: PipelineOwner,
+        sock: socket.socket,
+        decoder: AnswerDecoder,
+        kick: Callable[[], None],
+        verbose: bool,
+        depth: int,
+    ) -> None:
+        super().__init__(owner, sock, decoder, kick, verbose, depth)
+        self._in_flight: deque[Exchange] = deque()
+
+    def fits(self, exchange: Exchange) -> bool:
+        in_flight = self._in_flight
+        if not in_flight:
+            return not self.is_closing
+        return (
+            exchange.request.pipelines
+            and in_flight[-1].request.pipelines
+            and self.load < self._depth
+            and not self.is_closing
+            and not self.is_aged
+            and self._decoder.may_pipeline
+        )
+
+    def discard(self, exchange: Exchange, error: ExchangeError) -> None:
+        in_flight = self._in_flight
+        # Behind an answer without end nobody else gets one; but to close the connection must not cost them theirs.
+        if in_flight and in_flight[0] is exchange and all(map(self._may_go_again, list(in_flight)[1:])):
+            self._break(error)
+
+    def _admit(self, exchange: Exchange) -> None:
+        if not self._in_flight:
+            self._decoder.request = exchange.request
+            self._owner.sent(self)
+        self._in_flight.append(exchange)
+
+    def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
+        decoder = self._decoder
+        in_flight = self._in_flight
+        if not in_flight:
+            return f"{len(decoder.data)} bytes came that nobody asked for" if decoder.has_surplus else ""
+        exchange = in_flight[0]
+        while True:
+            part = decoder.next_event()
+            if part is None:
+                break
+            if self.verbose:
+                self._owner.saw(self, exchange, part.data, True)
+            exchange.answered = True
+            parts.append((exchange, part))
+            if not part.last:
+                continue
+            in_flight.popleft()
+            self.load -= 1
+            if exchange.end > self._written:
+                return "the target answered before it had the whole request"
+            if not part.reusable:
+                return "the target's answer ends the connection"
+            self.idle_limit = part.idle_limit
+            if not in_flight:
+                has_surplus = decoder.data and decoder.has_surplus
+                return "bytes came behind the answer that nobody asked for" if has_surplus else ""
+            exchange = in_flight[0]
+            decoder.request = exchange.request
+        if parts:
+            self._owner.sent(self)  # the target is not silent
+        return ""
+
+    def _drop_all(self) -> list[Exchange]:
+        rest = list(self._in_flight)
+        self._in_flight.clear()
+        self._batch.clear()
+        self.load = 0
+        return rest

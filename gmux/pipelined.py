@@ -1,0 +1,240 @@
+"""Several requests in flight on one upstream connection: how they are written. How answers find them is up to
+subclasses, `gmux.by_order` and `gmux.by_key`.
+
+What is sent in one turn of the loop goes out in one write. When answers come, room is filled from those who wait
+before any of the answers is delivered: the target never idles while requests wait.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from gevent import get_hub
+
+from gmux import net
+from gmux.codecs.base import AnswerDecoder, Part
+from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
+from gmux.exchange import Exchange
+from gmux.upstream import Owner, Upstream
+
+
+class PipelineOwner(Owner, Protocol):
+    """What a pipelined connection asks of its pool besides. No call may switch greenlets."""
+
+    def has_room(self, upstream: PipelinedUpstream) -> None:
+        """Put on the connection what waits and fits."""
+
+    def asked(self, exchange: Exchange) -> None:
+        """The clock of this exchange starts."""
+
+    def answered(self, exchange: Exchange) -> None:
+        """It stops."""
+
+    def late(self, upstream: PipelinedUpstream) -> None:
+        """The answer to a request came that was given up."""
+
+    def unsolicited(self, upstream: Upstream, message: bytes) -> None:
+        """A message came that nobody asked for."""
+
+    def unblocked(self) -> None:
+        """What did not fit may fit now."""
+
+
+class PipelinedUpstream(Upstream):
+    """Up to `depth` exchanges in flight; `load` is their number."""
+
+    __slots__ = ("load", "_depth", "_batch", "_body", "_is_flushing", "_accepted", "_written")
+
+    _owner: PipelineOwner
+
+    def __init__(
+        self,
+        owner: PipelineOwner,
+        sock: socket.socket,
+        decoder: AnswerDecoder,
+        kick: Callable[[], None],
+        verbose: bool,
+        depth: int,
+    ) -> None:
+        super().__init__(owner, sock, decoder, kick, verbose)
+        self.load = 0
+        self._depth = depth
+        # Requests of this turn of the loop, which go out together.
+        self._batch: list[bytes] = []
+        # The request that has the connection for itself, and its body.
+        self._body: Exchange | None = None
+        self._is_flushing = False
+        # Bytes of all requests put on the connection, and how many of them the socket took.
+        self._accepted = self._written = 0
+
+    @property
+    def room(self) -> int:
+        """How many more exchanges it may take."""
+        return self._depth - self.load
+
+    # What subclasses define.
+
+    def fits(self, exchange: Exchange) -> bool:
+        """Whether the exchange may go on the connection now."""
+        raise NotImplementedError
+
+    def _admit(self, exchange: Exchange) -> None:
+        """The exchange is in flight."""
+        raise NotImplementedError
+
+    def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
+        """Frame what is there into `parts`. Returns why the connection cannot go on, or nothing. Raises BadAnswer."""
+        raise NotImplementedError
+
+    def _drop_all(self) -> list[Exchange]:
+        """Take all that is in flight off the connection, in the order of sending."""
+        raise NotImplementedError
+
+    # Writing.
+
+    def send(self, exchange: Exchange) -> None:
+        data = exchange.request.data
+        if self.verbose:
+            self._owner.saw(self, exchange, data, False)
+        self._admit(exchange)
+        self.load += 1
+        self._batch.append(data)
+        self._accepted += len(data)
+        if exchange.body is not None:
+            self._body = exchange
+            self._accepted += len(exchange.body)
+        exchange.end = self._accepted
+        self.used += 1
+        if not self._is_flushing:
+            self._is_flushing = True
+            get_hub().loop.run_callback(self._flush)
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        if not self._batch or self._writer is not None or self.is_closing:
+            return
+        data = self._next_data()
+        try:
+            sent = self._send(data)
+        except OSError:
+            # Full, or broken: then what the target sent before is read first, and its end seen there.
+            sent = 0
+        self._written += sent
+        self._kick()
+        if sent != len(data) or self._body is not None:
+            self._write_on(memoryview(data)[sent:])
+
+    def _next_data(self) -> bytes:
+        batch = self._batch
+        if batch:
+            data = batch[0] if len(batch) == 1 else b"".join(batch)
+            batch.clear()
+            return data
+        if self._body is not None and self._body.body is not None:
+            data = self._body.body.read()
+            if data:
+                return data
+            self._body = None
+        return b""
+
+    def _wrote(self, size: int) -> None:
+        self._written += size
+        super()._wrote(size)
+
+    # Answers.
+
+    def _take(self, data: bytes) -> None:
+        decoder = self._decoder
+        if decoder.data:
+            decoder.receive_data(data)
+        else:
+            decoder.data = data
+        parts: list[tuple[Exchange, Part]] = []
+        error: BadAnswer | None = None
+        reason = ""
+        was_busy = self.load
+        try:
+            reason = self._collect(parts)
+        except BadAnswer as bad:
+            error = bad
+        except Exception as bad:  # a codec's own fault, of another package perhaps
+            error = BadAnswer(f"the codec failed: {bad!r}")
+        if error is None and not reason:
+            if decoder.data or (parts and not parts[-1][1].last):
+                net.acknowledge(self._sock)  # an answer is not here whole
+            if self.load:
+                self._owner.has_room(self)
+            elif was_busy:
+                self._owner.freed(self)
+            self._flush()
+        for exchange, part in parts:
+            exchange.asker.deliver(exchange, part)
+        if error is not None:
+            self._break(error)
+        elif reason:
+            self._break(None, reason)
+
+    # Ends.
+
+    def fail(self, error: ExchangeError) -> None:
+        rest = self._drop_all()
+        self.close(str(error))
+        for exchange in rest:
+            exchange.asker.fail(exchange, error)
+
+    def _end(self, reason: str, is_broken: bool) -> None:
+        if not self.load:
+            self._close_now(reason)
+            return
+        error: ExchangeError | None = None
+        parts: list[tuple[Exchange, Part]] = []
+        try:
+            if is_broken:
+                raise BadAnswer("the target broke off the connection")
+            self._decoder.receive_eof()
+            self._collect(parts)
+        except BadAnswer as bad:
+            error = UpstreamClosed(f"{bad} ({reason})")
+        rest = self._drop_all()
+        self._close_now(reason)
+        for exchange, part in parts:
+            exchange.asker.deliver(exchange, part)
+        if error is not None and rest and self._may_go_again_first(rest[0]):
+            rest[0].retries += 1
+            error = None
+        self._settle(rest, error)
+
+    def _break(self, error: ExchangeError | None, reason: str = "") -> None:
+        """Close the connection; the first in flight fails with `error`, if there is one, and the rest is settled."""
+        rest = self._drop_all()
+        self.close(reason or str(error))
+        self._settle(rest, error)
+
+    def _settle(self, rest: list[Exchange], error: ExchangeError | None) -> None:
+        """End what was in flight when the connection did: the first by `error`, the others by what is safe."""
+        lost: list[Exchange] = []
+        again: list[Exchange] = []
+        for exchange in rest[1:] if error is not None else rest:
+            (again if self._may_go_again(exchange) else lost).append(exchange)
+        self._owner.repeat(again)
+        if error is not None and rest:
+            rest[0].asker.fail(rest[0], error)
+        for exchange in lost:
+            exchange.asker.fail(exchange, UpstreamClosed("the target closed the connection before this answer"))
+
+    def _may_go_again_first(self, exchange: Exchange) -> bool:
+        """Whether the request whose answer was due may be sent once more; it may be what made the target close."""
+        if not self._is_out(exchange):
+            return True
+        is_untouched = not exchange.answered and not self._decoder.has_surplus and exchange.body is None
+        return exchange.request.repeatable and self.used > 1 and not exchange.retries and is_untouched
+
+    def _may_go_again(self, exchange: Exchange) -> bool:
+        return exchange.request.repeatable or not self._is_out(exchange)
+
+    def _is_out(self, exchange: Exchange) -> bool:
+        """Whether a byte of the request may have reached the target."""
+        size = len(exchange.request.data) + (len(exchange.body) if exchange.body is not None else 0)
+        return exchange.end - size < self._written

@@ -1,0 +1,149 @@
+"""The pool when several requests may be in flight on one connection: which connection takes a request.
+
+A permit is held by each connection that is not idle, as in the strict pool; a request that is put beside others needs
+none. A new connection is made before requests share one, unless connections are to be filled first.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from itertools import islice
+from operator import attrgetter
+from typing import cast
+
+import gevent
+
+from gmux.by_key import KeyedUpstream
+from gmux.by_order import OrderedUpstream
+from gmux.codecs.base import Codec
+from gmux.deadlines import Deadlines
+from gmux.errors import AnswerTimeout
+from gmux.exchange import Exchange
+from gmux.pipelined import PipelinedUpstream
+from gmux.pool import Pool, PoolSettings, Slots
+from gmux.spinner import Spinner
+from gmux.trace import Trace
+from gmux.upstream import Upstream
+
+#: Requests in line that are passed over because their key is in flight; to look at all, each time, would cost too much.
+MAX_PASSED = 64
+
+
+class PipelinedPool(Pool):
+    def __init__(
+        self,
+        settings: PoolSettings,
+        codec: Codec,
+        slots: Slots,
+        spinner: Spinner,
+        log: logging.Logger,
+        trace: Trace | None,
+    ) -> None:
+        super().__init__(settings, codec, slots, spinner, log, trace)
+        self._is_by_key = codec.correlation == "key"
+        self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
+        self.asked = self._awaiting.add
+        self.answered = self._awaiting.discard
+
+    def checkout(self, exchange: Exchange) -> None:
+        if not self._begin(exchange):
+            self._queue(exchange)
+
+    def _begin(self, exchange: Exchange) -> bool:
+        """Put the exchange on a connection; or false: it must wait, perhaps for a connection that is made for it."""
+        prefers = self._settings.prefer_pipeline
+        if prefers and self._stack(exchange):
+            return True
+        if self._idle and self._use_idle(exchange):
+            return True
+        if prefers and self._connecting:
+            return False  # there will be room
+        if self._permits.counter > len(self._idle) and self._permits.acquire(blocking=False) and self._open():
+            return False
+        return not prefers and self._stack(exchange)
+
+    def _use_idle(self, exchange: Exchange) -> bool:
+        for upstream in reversed(self._idle.copy()):
+            if upstream in self._idle and _pipelined(upstream).fits(exchange):
+                self._permits.acquire(blocking=False)
+                self._idle.remove(upstream)
+                if not upstream.is_stale() or upstream.catch_up():
+                    upstream.send(exchange)
+                    return True
+        return False
+
+    def _stack(self, exchange: Exchange) -> bool:
+        """Put the exchange beside others, where the fewest are in flight; whether there was such a place."""
+        if self._waiting and not self._is_by_key:
+            return False  # who waits was first; by key it waits for its key, and others need not
+        able = [u for u in map(_pipelined, self._upstreams) if u.load and u.fits(exchange)]
+        if not able:
+            return False
+        upstream = able[0] if len(able) == 1 else min(able, key=attrgetter("load"))
+        upstream.send(exchange)
+        return True
+
+    # What a connection calls (`pipelined.PipelineOwner`), beside `asked` and `answered`.
+
+    def has_room(self, upstream: PipelinedUpstream) -> None:
+        waiting = self._waiting
+        if not waiting:
+            return
+        left = MAX_PASSED if self._is_by_key else 0
+        for exchange in list(islice(waiting, upstream.room + left)):
+            if upstream.fits(exchange):
+                del waiting[exchange]
+                upstream.send(exchange)
+            elif left:
+                left -= 1
+            else:
+                return
+
+    def late(self, upstream: PipelinedUpstream) -> None:
+        self.warn("upstream/answer", f"a late answer is dropped, its request was given up: {upstream.name}")
+        # Not now: the connection is at its next message.
+        gevent.get_hub().loop.run_callback(self.unblocked)
+
+    def unsolicited(self, upstream: Upstream, message: bytes) -> None:
+        self.warn("upstream/answer", f"a message that nobody asked for is dropped: {upstream.name}")
+
+    def unblocked(self) -> None:
+        for exchange in list(islice(self._waiting, MAX_PASSED)):
+            if self._begin(exchange):
+                self._waiting.discard(exchange)
+
+    # What differs from the strict pool.
+
+    def _wrap(self, sock: socket.socket) -> Upstream:
+        depth, is_traced = self._settings.pipeline, self._trace is not None
+        decoder = self._codec.answer_decoder()
+        if self._is_by_key:
+            return KeyedUpstream(self, sock, decoder, self._kick, is_traced, depth, self._settings.late_window)
+        return OrderedUpstream(self, sock, decoder, self._kick, is_traced, depth)
+
+    def _hand_over(self, upstream: Upstream) -> None:
+        if self._waiting and (not upstream.is_stale() or upstream.catch_up()):
+            self.has_room(_pipelined(upstream))
+        if not upstream.is_closing and not _pipelined(upstream).load:
+            self._make_idle(upstream)
+
+    def _needed(self, waiting: int) -> int:
+        return -(-waiting // self._settings.pipeline) if self._settings.prefer_pipeline else waiting
+
+    def _settle(self) -> None:
+        super()._settle()
+        if self._retry_timer is not None and self._waiting:
+            # No connection is made now: those there are must do.
+            for upstream in list(map(_pipelined, self._upstreams)):
+                if upstream.load:
+                    self.has_room(upstream)
+
+    def _await_timed_out(self, exchange: Exchange) -> None:
+        limit = f"{self._settings.timeout:g} s (--timeout)"
+        upstream = cast(KeyedUpstream, exchange.upstream)
+        upstream.give_up(exchange, AnswerTimeout(f"the target did not answer for {limit}"))
+
+
+def _pipelined(upstream: Upstream) -> PipelinedUpstream:
+    return cast(PipelinedUpstream, upstream)

@@ -1,0 +1,284 @@
+"""Requests in flight whose answers come in any order: ISO 8583 by message type and key fields."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack, suppress
+
+import gevent
+import iso8583
+import pytest
+from iso8583.specs import default_ascii as SPEC
+
+from tests.support.clients import Client
+from tests.support.framing import ISO8583
+from tests.support.service import serving
+from tests.support.stream import Closed
+from tests.support.target import Target, close, reset
+from tests.support.wait import wait_until
+
+KEY = {"pipeline": "16", "timeout": "5s"}
+
+
+def message(mti: str, stan: int, terminal: int = 1, **fields: str) -> bytes:
+    named = {name.lstrip("f"): value for name, value in fields.items()}
+    return bytes(iso8583.encode({"t": mti, "11": f"{stan:06}", "41": f"T{terminal:07}"} | named, SPEC)[0])
+
+
+def read(data: bytes) -> dict[str, str]:
+    return iso8583.decode(data, SPEC)[0]
+
+
+def answer_to(request: bytes) -> bytes:
+    """With the token that the request carries in field 48."""
+    asked = read(request)
+    kind = asked["t"]
+    fields = {name: asked[name] for name in ("11", "41", "48") if name in asked}
+    return bytes(iso8583.encode(fields | {"t": f"{kind[:2]}{int(kind[2]) + 1}{kind[3]}", "39": "00"}, SPEC)[0])
+
+
+class Host:
+    """A target that writes down what comes, and answers when and as the test says."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self.connections: list = []
+
+    def __call__(self, connection, request):
+        self.requests.append(request[2:])
+        self.connections.append(connection)
+        return ()
+
+    def say(self, at: int, data: bytes) -> None:
+        """Send `data` on the connection of the request with this number."""
+        self.connections[at].send(ISO8583.wrap(data))
+
+    def answer(self, at: int) -> None:
+        self.say(at, answer_to(self.requests[at]))
+
+
+class Scene(ExitStack):
+    def __init__(self, **settings: str) -> None:
+        super().__init__()
+        self.host = Host()
+        self.target = self.enter_context(Target(self.host, ISO8583))
+        self.service = self.enter_context(serving(self.target, **KEY | settings))
+        self.service.wait_ready()
+
+    def client(self) -> Client:
+        return self.enter_context(Client(self.service.address, ISO8583))
+
+    def ask(self, *requests: bytes) -> list[Client]:
+        """Each request by a client of its own, in this order; those that wait are not waited for."""
+        clients = []
+        for request in requests:
+            before = len(self.host.requests) + self.service.waiting
+            client = self.client()
+            client.send(request)
+            clients.append(client)
+            wait_until(lambda before=before: len(self.host.requests) + self.service.waiting > before)
+        return clients
+
+
+def test_answers_in_any_order_find_their_requests():
+    with Scene() as scene:
+        clients = scene.ask(*(message("0200", number) for number in range(10)))
+        order = list(range(10))
+        random.Random(1).shuffle(order)
+        for at in order:
+            scene.host.answer(at)
+        for number, client in enumerate(clients):
+            assert read(client.receive())["11"] == f"{number:06}"
+        assert scene.target.accepted == 1
+
+
+def test_kinds_of_message_with_one_number_are_apart():
+    with Scene() as scene:
+        kinds = ["0200", "0220", "0400", "0420", "0100"]
+        clients = scene.ask(*(message(kind, 7) for kind in kinds))
+        for at in reversed(range(len(kinds))):
+            scene.host.answer(at)
+        answers = ["0210", "0230", "0410", "0430", "0110"]
+        assert [read(client.receive())["t"] for client in clients] == answers
+
+
+def test_two_clients_with_one_key_the_second_waits_and_others_pass():
+    with Scene() as scene:
+        same = message("0200", 7)
+        first, second, other = scene.ask(same, same, message("0200", 8))
+        assert scene.host.requests == [same, message("0200", 8)]
+        assert scene.service.waiting == 1
+        scene.host.answer(1)
+        assert read(other.receive())["11"] == "000008"
+        scene.host.say(0, answer_to(message("0200", 7, f48="first")))
+        assert read(first.receive())["48"] == "first"
+        wait_until(lambda: len(scene.host.requests) == 3)
+        scene.host.say(2, answer_to(message("0200", 7, f48="second")))
+        assert read(second.receive())["48"] == "second"
+
+
+def test_two_clients_with_one_key_the_second_takes_another_connection():
+    with Scene(pool_size="2") as scene:
+        same = message("0200", 7)
+        first, second = scene.ask(same, same)
+        wait_until(lambda: len(scene.host.requests) == 2)
+        assert scene.host.connections[0] is not scene.host.connections[1]
+        scene.host.say(1, answer_to(message("0200", 7, f48="second")))
+        scene.host.say(0, answer_to(message("0200", 7, f48="first")))
+        assert read(first.receive())["48"] == "first"
+        assert read(second.receive())["48"] == "second"
+
+
+def test_timeout_fails_its_request_alone_and_the_connection_stays():
+    with Scene(timeout="150ms") as scene:
+        (lost,) = scene.ask(message("0200", 1))
+        with pytest.raises(Closed):
+            lost.receive()
+        (client,) = scene.ask(message("0200", 2))
+        scene.host.answer(1)
+        assert read(client.receive())["11"] == "000002"
+        assert scene.target.accepted == 1
+
+
+def test_late_answer_is_dropped_and_never_that_of_a_new_request_with_its_key():
+    with Scene(timeout="100ms", queue_timeout="5s") as scene:
+        same = message("0200", 1)
+        (lost,) = scene.ask(same)
+        with pytest.raises(Closed):
+            lost.receive()
+        (again,) = scene.ask(same)
+        assert scene.service.waiting == 1
+        scene.host.say(0, answer_to(message("0200", 1, f48="late")))
+        wait_until(lambda: len(scene.host.requests) == 2)
+        scene.host.say(1, answer_to(message("0200", 1, f48="new")))
+        assert read(again.receive())["48"] == "new"
+        assert scene.target.accepted == 1
+
+
+def test_late_window_over_frees_the_key():
+    with Scene(timeout="100ms", queue_timeout="5s", late_window="200ms") as scene:
+        same = message("0200", 1)
+        (lost,) = scene.ask(same)
+        with pytest.raises(Closed):
+            lost.receive()
+        (again,) = scene.ask(same)
+        wait_until(lambda: len(scene.host.requests) == 2)
+        scene.host.answer(1)
+        assert read(again.receive())["11"] == "000001"
+
+
+def test_key_that_is_reserved_on_one_connection_goes_on_another():
+    with Scene(timeout="100ms", pool_size="2", pool_min="1") as scene:
+        same = message("0200", 1)
+        (lost,) = scene.ask(same)
+        with pytest.raises(Closed):
+            lost.receive()
+        (again,) = scene.ask(same)
+        wait_until(lambda: len(scene.host.requests) == 2)
+        assert scene.host.connections[0] is not scene.host.connections[1]
+        scene.host.answer(1)
+        assert read(again.receive())["11"] == "000001"
+
+
+@pytest.mark.parametrize("end", [close, reset])
+def test_connection_that_ends_fails_all_in_flight_and_none_is_sent_again(end):
+    with Scene() as scene:
+        clients = scene.ask(*(message("0200", number) for number in range(4)))
+        scene.host.answer(2)
+        assert read(clients[2].receive())["11"] == "000002"
+        end(scene.host.connections[0], b"")
+        for at in (0, 1, 3):
+            with pytest.raises(Closed):
+                clients[at].receive()
+        (next_,) = scene.ask(message("0200", 9))
+        assert len(scene.host.requests) == 5
+        scene.host.answer(4)
+        assert read(next_.receive())["11"] == "000009"
+
+
+def test_answer_that_nobody_asked_for_is_dropped_and_the_connection_stays():
+    with Scene() as scene:
+        (client,) = scene.ask(message("0200", 1))
+        scene.host.say(0, answer_to(message("0200", 99)))
+        scene.host.say(0, message("0800", 5))
+        scene.host.answer(0)
+        assert read(client.receive())["11"] == "000001"
+        scene.host.say(0, answer_to(message("0200", 98)))
+        (client,) = scene.ask(message("0200", 2))
+        scene.host.answer(1)
+        assert read(client.receive())["11"] == "000002"
+        assert scene.target.accepted == 1
+
+
+def test_message_of_the_target_that_is_none_ends_the_connection_and_all_in_flight():
+    with Scene() as scene:
+        clients = scene.ask(message("0200", 1), message("0200", 2))
+        scene.host.say(0, b"garbage")
+        for client in clients:
+            with pytest.raises(Closed):
+                client.receive()
+
+
+def test_request_without_a_readable_key_is_refused_and_never_sent():
+    with Scene() as scene:
+        for broken in (b"garbage", message("0210", 1), message("0200", 1)[:25]):
+            client = scene.client()
+            client.send(broken)
+            with pytest.raises(Closed):
+                client.receive()
+        assert scene.host.requests == []
+
+
+def test_client_that_is_gone_takes_nothing_from_others():
+    with Scene() as scene:
+        clients = scene.ask(*(message("0200", number) for number in range(3)))
+        clients[1].reset()
+        scene.service.wait_clients(2)
+        for at in (2, 1, 0):
+            scene.host.answer(at)
+        assert read(clients[0].receive())["11"] == "000000"
+        assert read(clients[2].receive())["11"] == "000002"
+        assert scene.target.accepted == 1
+
+
+@pytest.mark.parametrize("size", ["1", "2", "4"])
+def test_every_answer_belongs_to_its_request_with_collisions_losses_late_answers_and_resets(size):
+    """50 clients draw from few keys; the target answers in random order, late, twice, not at all, or resets."""
+    dice = random.Random(f"by key {size}")
+    told = {"answered": 0, "closed": 0}
+
+    def behaviour(connection, request):
+        fate = dice.random()
+        if fate < 0.01:
+            return (reset,)
+        if fate < 0.04:
+            return ()
+
+        def later() -> None:
+            gevent.sleep(dice.choice([0, 0, 0.001, 0.003, 0.01, 0.25]))
+            with suppress(Closed):
+                connection.send(ISO8583.wrap(answer_to(request[2:])) * (2 if dice.random() < 0.03 else 1))
+
+        gevent.spawn(later)
+        return ()
+
+    settings = {"pipeline": "8", "timeout": "150ms", "late_window": "1s", "queue_timeout": "3s", "pool_size": size}
+    with Target(behaviour, ISO8583) as target, serving(target, **settings) as service:
+
+        def use(number: int) -> None:
+            own = random.Random(number)
+            for n in range(12):
+                token = f"{number}.{n}"
+                request = message("0200", own.randrange(30), own.randrange(2), f48=token)
+                with Client(service.address, ISO8583) as client:
+                    client.send(request)
+                    try:
+                        assert read(client.receive())["48"] == token
+                        told["answered"] += 1
+                    except Closed:
+                        told["closed"] += 1
+
+        gevent.joinall([gevent.spawn(use, number) for number in range(50)], raise_error=True)
+        assert target.peak <= int(size)
+    assert sum(told.values()) == 600
+    assert told["answered"] > 200
