@@ -86,7 +86,7 @@ class Terminal:
         except iso8583.EncodeError as error:
             raise Mistake(str(error)) from None
         show("sent", request)
-        self._sock.sendall(self._target.header(len(message)) + message)
+        self._sock.sendall(self._target.wrap(bytes(message)))
         answer = self._receive()
         show("received", answer)
         if answer.get("11") != request.get("11"):

@@ -130,7 +130,10 @@ def check_codec(config: Config) -> None:
     Raises StartError, ConfigError.
     """
     try:
-        config.make_codec()
+        codec = config.make_codec()
+        config.make_greeting(codec)
+        if config.idle_check:
+            codec.make_echo_test(1, "0101000000")
     except ConfigError:
         raise
     except Exception as error:  # another package's code: anything may come

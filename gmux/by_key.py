@@ -13,7 +13,7 @@ from typing import cast
 
 from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part
 from gmux.deadlines import Deadlines
-from gmux.errors import ExchangeError
+from gmux.errors import BadAnswer, ExchangeError
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream, PipelineOwner
 
@@ -21,7 +21,7 @@ from gmux.pipelined import PipelinedUpstream, PipelineOwner
 class KeyedUpstream(PipelinedUpstream):
     """`late_window`: seconds for which the key of a request without answer is reserved; 0: as long as it is open."""
 
-    __slots__ = ("_in_flight", "_late")
+    __slots__ = ("_alone", "_in_flight", "_late")
 
     def __init__(
         self,
@@ -35,6 +35,8 @@ class KeyedUpstream(PipelinedUpstream):
     ) -> None:
         super().__init__(owner, sock, decoder, kick, verbose, depth)
         self._in_flight: dict[Hashable, Exchange] = {}
+        # The exchange that nothing may be put beside: a greeting.
+        self._alone: Exchange | None = None
         self._late: Deadlines[Hashable] = Deadlines(late_window, self._late_over)
 
     def fits(self, exchange: Exchange) -> bool:
@@ -45,6 +47,7 @@ class KeyedUpstream(PipelinedUpstream):
             and not self.is_closing
             and (not self._late or key not in self._late)
             and not (self.is_aged and self.load)
+            and self._alone is None
         )
 
     def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
@@ -52,8 +55,10 @@ class KeyedUpstream(PipelinedUpstream):
         key = cast(KeyedRequest, exchange.request).key
         if self._in_flight.get(key) is not exchange:
             return
-        if exchange.end > self._written:
-            self.fail(error)  # a request that is not out whole: what comes next would be a part of it to the target
+        if exchange.end > self._written or exchange is self._alone:
+            # What comes behind a request that is not out whole would be a part of it to the target. And one that is
+            # alone is gmux's own: it asked whether the connection is any good.
+            self.fail(error)
             return
         del self._in_flight[key]
         self._late.add(key)
@@ -70,6 +75,8 @@ class KeyedUpstream(PipelinedUpstream):
     def _admit(self, exchange: Exchange) -> None:
         self._in_flight[cast(KeyedRequest, exchange.request).key] = exchange
         exchange.upstream = self
+        if not exchange.request.pipelines:
+            self._alone = exchange
         self._owner.asked(exchange)
 
     def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
@@ -84,6 +91,8 @@ class KeyedUpstream(PipelinedUpstream):
                 self._unmatched(part)
                 continue
             self.load -= 1
+            if exchange is self._alone:
+                self._alone = None
             exchange.answered = True
             owner.answered(exchange)
             if self.verbose:
@@ -96,8 +105,8 @@ class KeyedUpstream(PipelinedUpstream):
         if part.is_answer and part.key in self._late:
             self._late.discard(part.key)
             self._owner.late(self)
-        else:
-            self._owner.unsolicited(self, part.data)
+        elif not self._owner.unsolicited(self, part.data):
+            raise BadAnswer("a message came that nobody asked for")
 
     def _late_over(self, key: Hashable) -> None:
         self._owner.unblocked()
@@ -108,6 +117,7 @@ class KeyedUpstream(PipelinedUpstream):
             self._owner.answered(exchange)
         self._in_flight.clear()
         self._batch.clear()
+        self._alone = None
         self.load = 0
         return rest
 

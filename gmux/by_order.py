@@ -61,7 +61,8 @@ class OrderedUpstream(PipelinedUpstream):
         decoder = self._decoder
         in_flight = self._in_flight
         if not in_flight:
-            return f"{len(decoder.data)} bytes came that nobody asked for" if decoder.has_surplus else ""
+            self._take_unasked()
+            return ""
         exchange = in_flight[0]
         while True:
             part = decoder.next_event()
@@ -81,8 +82,9 @@ class OrderedUpstream(PipelinedUpstream):
                 return "the target's answer ends the connection"
             self.idle_limit = part.idle_limit
             if not in_flight:
-                has_surplus = decoder.data and decoder.has_surplus
-                return "bytes came behind the answer that nobody asked for" if has_surplus else ""
+                if decoder.data:
+                    self._take_unasked()
+                return ""
             exchange = in_flight[0]
             decoder.request = exchange.request
         if parts:

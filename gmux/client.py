@@ -25,7 +25,7 @@ import gevent
 from gevent import get_hub
 
 from gmux import net
-from gmux.codecs.base import Codec, Part, Request, RequestDecoder
+from gmux.codecs.base import Codec, Handled, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
 from gmux.exchange import Exchange
@@ -80,6 +80,11 @@ class Clients:
 
     def spool(self) -> Spool:
         return Spool(self.memory, self.settings.spool_memory, self.settings.spool_limit)
+
+    def broadcast(self, message: bytes) -> None:
+        """Give a message of the target's own to every client; one that is slow delays no other."""
+        for client in list(self.members):
+            client.tell(message)
 
     def drain(self) -> None:
         """Take no new requests: close the clients that have none under way, the others after their answer."""
@@ -239,6 +244,8 @@ class Client:
                     break
                 if isinstance(event, Part):
                     self._continue(event)
+                elif isinstance(event, Handled):
+                    self._write(self._decoder.take_owed())
                 elif event.whole:
                     self._checkout(Exchange(self, event))
                 else:
@@ -273,6 +280,8 @@ class Client:
             self._is_timed = False
             self._shared.requesting.discard(self)
         self._exchange = exchange
+        if self._decoder.owed:
+            self._write(self._decoder.take_owed())
         self._is_due = bool(self._decoder.data or self._held) or not self._is_reading or self._shared.is_always_due
         self._shared.pool.checkout(exchange)
 
@@ -280,6 +289,8 @@ class Client:
         """No whole request is there: start the clock that fits, account for what is held, and read on."""
         shared = self._shared
         self._ahead = 0
+        if self._decoder.owed:
+            self._write(self._decoder.take_owed())
         held = len(self._decoder)
         if held or self._incoming is not None:
             if self._is_half:
@@ -290,9 +301,6 @@ class Client:
             if not self._is_timed:
                 self._is_timed = True
                 shared.requesting.add(self)
-            reply = self._decoder.take_reply()
-            if reply:
-                self._write(reply)
         else:
             if self._held:
                 self._hold(0)
@@ -349,6 +357,11 @@ class Client:
             self.abort()
         else:
             self._refuse(error, exchange.request)
+
+    def tell(self, message: bytes) -> None:
+        """Give the client a message that it did not ask for."""
+        if self._is_open:
+            self._write(message)
 
     # Ends.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gmux.codecs import registry
-from gmux.codecs.base import Codec, Limits
-from gmux.errors import ConfigError
+from gmux.codecs.base import Codec, Limits, Request
+from gmux.errors import ConfigError, FramingError
 
 EMBEDDED = "embedded"
 
@@ -145,6 +145,16 @@ def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
     return spec
 
 
+def parse_message_file(text: str) -> bytes:
+    try:
+        message = Path(text).read_bytes()
+    except (OSError, ValueError):
+        raise ValueError from None
+    if not message:
+        raise ValueError
+    return message
+
+
 def parse_key_fields(text: str) -> tuple[str, tuple[int, ...]]:
     """A message type, or empty for all others, and its key fields."""
     match = re.fullmatch(r"(?:([0-9]{4}):)?([0-9]{1,3}(?:,[0-9]{1,3})*)", text, re.ASCII)
@@ -176,6 +186,8 @@ LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT, with a PORT from 0 to 655
 TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, or embedded", parse_target)
 PROTOCOL = Kind("PROTO", "", _parse_protocol)
 CORRELATION = _choice("MODE", "auto", "order", "key")
+UNSOLICITED = _choice("MODE", "auto", "close", "drop", "broadcast")
+MESSAGE_FILE = Kind("FILE", "a file that can be read and is not empty", parse_message_file)
 SPEC = Kind("SPEC", "ascii, binary, or a file of JSON in the form of pyiso8583's specs", parse_spec)
 KEY_FIELDS = Kind("FIELDS", "numbers from 2 to 128 such as 11,41, or for one type 0800:7,11", parse_key_fields, True)
 FORWARDED = _choice("FORM", "off", "x-forwarded", "forwarded")
@@ -189,6 +201,7 @@ def _refuse_zero() -> float:
 
 
 ISO8583 = ("iso8583", "mpu")
+MESSAGES = ("echo", *ISO8583)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +269,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("spec", SPEC, "ascii", "the fields of messages: ascii, binary, or a file", "Pool", protocols=ISO8583),
     Setting("key_fields", KEY_FIELDS, "", "fields by which answers find requests", "Pool", protocols=ISO8583),
     Setting("late_window", SECONDS, "120s", "reserve the key of a request without answer", "Pool", "", ISO8583, False),
+    Setting("unsolicited", UNSOLICITED, "auto", "messages nobody asked for", "Pool", "", MESSAGES, False),
+    Setting("answer_network_management", FLAG, "false", "answer 0800 messages here", "Pool", protocols=ISO8583),
+    Setting("on_connect", MESSAGE_FILE, "", "a message to send on each new connection", "Pool", "", MESSAGES, False),
+    Setting("idle_check", DELAY, "0", "send an echo test on a connection idle for so long", "Pool", "", ISO8583, False),
     Setting("queue_limit", _count(0, 1_000_000), "10000", "requests that may wait for a connection", "Pool"),
     Setting("queue_timeout", SECONDS, "30s", "longest wait for a connection", "Pool"),
     Setting("connect_timeout", POSITIVE_SECONDS, "10s", "longest time to make a connection", "Pool"),
@@ -304,6 +321,10 @@ class Config:
     spec: str | dict[str, dict[str, Any]]
     key_fields: tuple[tuple[str, tuple[int, ...]], ...]
     late_window: float
+    unsolicited: str
+    answer_network_management: bool
+    on_connect: bytes
+    idle_check: float
     queue_limit: int
     queue_timeout: float
     connect_timeout: float
@@ -337,6 +358,15 @@ class Config:
         settings = {s.name: getattr(self, s.name) for s in SETTINGS if s.is_of_codec and self.protocol in s.protocols}
         return registry.load(self.protocol)(Limits(max_message=self.max_message), **settings)
 
+    def make_greeting(self, codec: Codec) -> Request | None:
+        """What --on-connect sends. Raises ConfigError."""
+        if not self.on_connect:
+            return None
+        try:
+            return codec.make_request(self.on_connect)
+        except FramingError as error:
+            raise ConfigError(f"--on-connect: the file holds no message of {self.protocol}: {error}") from None
+
 
 def read(given: Mapping[str, str | list[str]]) -> Config:
     """The configuration from the texts given by setting name; the rest are defaults. Raises ConfigError."""
@@ -352,6 +382,8 @@ def read(given: Mapping[str, str | list[str]]) -> Config:
     if values["correlation"] == "auto":
         is_by_key = values["protocol"] in ISO8583 and values["pipeline"] > 1
         values["correlation"] = "key" if is_by_key else "order"
+    if values["unsolicited"] == "auto":
+        values["unsolicited"] = "drop" if values["correlation"] == "key" else "close"
     config = Config(**values)
     if config.pool_min > config.pool_size:
         raise ConfigError(
@@ -371,9 +403,15 @@ def read(given: Mapping[str, str | list[str]]) -> Config:
         raise ConfigError(
             f"--request-delay: is not allowed with --pipeline {config.pipeline}: it is a rest between two requests"
         )
-    for name in ("spec", "key_fields", "late_window"):
+    for name in ("key_fields", "late_window"):
         if name in given and config.correlation != "key":
             raise ConfigError(f"{BY_NAME[name].flag}: is not allowed with --correlation order, which reads no field")
+    reads_fields = config.correlation == "key" or config.answer_network_management or config.idle_check
+    if "spec" in given and not reads_fields:
+        raise ConfigError(
+            "--spec: is not allowed with --correlation order, which reads no field, unless there is"
+            " --answer-network-management or --idle-check"
+        )
     types = [mti for mti, _ in config.key_fields]
     if len(set(types)) < len(types):
         raise ConfigError("--key-fields: is given twice for the same message type")

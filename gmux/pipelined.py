@@ -35,9 +35,6 @@ class PipelineOwner(Owner, Protocol):
     def late(self, upstream: PipelinedUpstream) -> None:
         """The answer to a request came that was given up."""
 
-    def unsolicited(self, upstream: Upstream, message: bytes) -> None:
-        """A message came that nobody asked for."""
-
     def unblocked(self) -> None:
         """What did not fit may fit now."""
 
@@ -161,13 +158,17 @@ class PipelinedUpstream(Upstream):
             error = bad
         except Exception as bad:  # a codec's own fault, of another package perhaps
             error = BadAnswer(f"the codec failed: {bad!r}")
-        if error is None and not reason:
+        if error is None and not reason and not self.is_closing:
             if decoder.data or (parts and not parts[-1][1].last):
                 net.acknowledge(self._sock)  # an answer is not here whole
             if self.load:
                 self._owner.has_room(self)
             elif was_busy:
                 self._owner.freed(self)
+            if decoder.owed:
+                # Between whole requests, like them.
+                self._batch.append(decoder.take_owed())
+                self._accepted += len(self._batch[-1])
             self._flush()
         for exchange, part in parts:
             exchange.asker.deliver(exchange, part)

@@ -105,9 +105,6 @@ class PipelinedPool(Pool):
         # Not now: the connection is at its next message.
         gevent.get_hub().loop.run_callback(self.unblocked)
 
-    def unsolicited(self, upstream: Upstream, message: bytes) -> None:
-        self.warn("upstream/answer", f"a message that nobody asked for is dropped: {upstream.name}")
-
     def unblocked(self) -> None:
         for exchange in list(islice(self._waiting, MAX_PASSED)):
             if self._begin(exchange):

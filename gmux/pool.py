@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import socket
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import monotonic
@@ -22,9 +23,9 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from gmux import net
-from gmux.codecs.base import NO_LIMIT, Codec
+from gmux.codecs.base import NO_LIMIT, Codec, Part, Request
 from gmux.deadlines import Deadlines
-from gmux.errors import AnswerTimeout, ConnectError, Overloaded, QueueTimeout, UpstreamClosed
+from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.ratelimit import LimitedWarnings
 from gmux.spinner import Spinner
@@ -51,7 +52,10 @@ MAX_IDLE_LIMIT = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """Times in seconds; 0 turns a limit off."""
+    """Times in seconds; 0 turns a limit off.
+
+    `hears`: messages that nobody asked for are framed, and `unsolicited` says what is done with them.
+    """
 
     target: net.Address
     size: int = 1
@@ -59,6 +63,10 @@ class PoolSettings:
     pipeline: int = 1
     prefer_pipeline: bool = False
     late_window: float = 120.0
+    unsolicited: str = "close"
+    hears: bool = False
+    greeting: Request | None = None
+    idle_check: float = 0.0
     queue_limit: int = 10_000
     queue_timeout: float = 30.0
     connect_timeout: float = 10.0
@@ -68,6 +76,26 @@ class PoolSettings:
     retry_delay: float = 1.0
     idle_timeout: float = 0.0
     max_age: float = 0.0
+
+
+#: What is done with a message of the target that nobody asked for.
+CLOSE, DROP, BROADCAST = "close", "drop", "broadcast"
+
+
+class OwnAsker:
+    """Who asks for gmux itself: for a greeting or a check. It only needs to know that no answer came."""
+
+    name = "gmux"
+
+    def __init__(self, told: Callable[[Exchange, ExchangeError | None], None]) -> None:
+        self._told = told
+
+    def deliver(self, exchange: Exchange, part: Part) -> None:
+        if part.last:
+            self._told(exchange, None)
+
+    def fail(self, exchange: Exchange, error: ExchangeError) -> None:
+        self._told(exchange, error)
 
 
 class Slot(Protocol):
@@ -108,13 +136,18 @@ class Pool:
         self._waiting: Deadlines[Exchange] = Deadlines(settings.queue_timeout, self._queue_timed_out)
         self._answering: Deadlines[Upstream] = Deadlines(settings.timeout, self._answer_timed_out)
         self._discarding: Deadlines[Exchange] = Deadlines(DISCARD_TIMEOUT, self._discard_timed_out)
-        self._warming: Deadlines[Upstream] = Deadlines(settings.connect_delay, self._rested)
+        self._warming: Deadlines[Upstream] = Deadlines(settings.connect_delay, self._greet)
         self._resting: Deadlines[Upstream] = Deadlines(settings.request_delay, self._rested)
         self._idling: Deadlines[Upstream] = Deadlines(settings.idle_timeout, self._idle_timed_out)
         self._aging: Deadlines[Upstream] = Deadlines(settings.max_age, self._aged)
         self._closing: Deadlines[Upstream] = Deadlines(CLOSE_TIMEOUT, Upstream.abort)
         # By the seconds for which targets say that they keep an idle connection; mostly there is one, or none.
         self._limits: dict[float, Deadlines[Upstream]] = {}
+        self._checking: Deadlines[Upstream] = Deadlines(settings.idle_check, self._check)
+        self._own = OwnAsker(self._told)
+        self._checks = 0
+        #: Called with each message for all clients.
+        self.broadcast: Callable[[bytes], None] = lambda message: None
         self._failures = 0
         self._retry_timer: Any = None
         self._last_error = ConnectError("the target was not tried yet")
@@ -219,15 +252,15 @@ class Pool:
         else:
             self._permits.release()
         self._log.info("closed target connection: %s (%s)", upstream.name, reason)
-        if upstream.used or monotonic() - upstream.opened >= self._settings.retry_delay:
+        is_good = upstream.used or monotonic() - upstream.opened >= self._settings.retry_delay
+        if is_good and upstream.greeting is None:
             self._failures = 0
         elif not (upstream.is_retired or self._is_stopping):
             # It took the connection only to end it: to knock again at once would be a busy loop.
-            self._pause(
-                ConnectError(
-                    f"the target {self._where} ends new connections; does it allow {self._settings.size}? ({reason})"
-                )
-            )
+            hint = f"ends new connections; does it allow {self._settings.size}?"
+            if upstream.greeting is not None:
+                hint = "does not answer --on-connect"
+            self._pause(ConnectError(f"the target {self._where} {hint} ({reason})"))
         self._settle()
 
     def repeat(self, exchanges: Iterable[Exchange]) -> None:
@@ -237,6 +270,14 @@ class Pool:
             else:
                 self._waiting.add_first(exchange)
         self._settle()
+
+    def unsolicited(self, upstream: Upstream, message: bytes) -> bool:
+        policy = self._settings.unsolicited
+        if policy == BROADCAST:
+            self.broadcast(message)
+        elif policy == DROP:
+            self.warn("upstream/answer", f"a message that nobody asked for is dropped: {upstream.name}")
+        return policy != CLOSE
 
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
         if self._trace is not None and data:
@@ -307,7 +348,7 @@ class Pool:
         elif self._settings.connect_delay:
             self._warming.add(upstream)
         else:
-            self._hand_over(upstream)
+            self._greet(upstream)
 
     def _make_upstream(self) -> Upstream:
         settings = self._settings
@@ -324,6 +365,7 @@ class Pool:
             slot.release()
             raise
         self._upstreams[upstream] = slot
+        upstream.hears = settings.hears
         if settings.max_age:
             self._aging.add(upstream)
         self._log.info("new target connection: %s", upstream.name)
@@ -332,6 +374,35 @@ class Pool:
     def _wrap(self, sock: socket.socket) -> Upstream:
         """The connection over a connected socket. Raises OSError when that has ended already."""
         return StrictUpstream(self, sock, self._codec.answer_decoder(), self._kick, self._trace is not None)
+
+    def _greet(self, upstream: Upstream) -> None:
+        """Send what --on-connect says, if there is something; then the connection is free as behind any answer."""
+        request = self._settings.greeting
+        if request is None:
+            self._rested(upstream)
+        else:
+            upstream.greeting = Exchange(self._own, request)
+            upstream.send(upstream.greeting)
+
+    def _told(self, exchange: Exchange, error: ExchangeError | None) -> None:
+        """A greeting or a check was answered, or was not: then its connection is closed, or closing, already."""
+        if error is not None:
+            self._log.warning("%s (%s)", error, error.cause)
+            return
+        for upstream in self._upstreams:
+            if upstream.greeting is exchange:
+                upstream.greeting = None
+
+    def _check(self, upstream: Upstream) -> None:
+        """Ask for a sign of life on an idle connection."""
+        if upstream not in self._idle:
+            return  # busy; the clock starts anew when it is idle again
+        self._idle.remove(upstream)
+        self._permits.acquire(blocking=False)
+        if not upstream.is_stale() or upstream.catch_up():
+            self._checks = self._checks % 999_999 + 1
+            when = time.strftime("%m%d%H%M%S", time.gmtime())
+            upstream.send(Exchange(self._own, self._codec.make_echo_test(self._checks, when)))
 
     def _pause(self, error: ConnectError) -> None:
         """Let the target rest after a failed attempt, each time longer."""
@@ -366,6 +437,8 @@ class Pool:
         self._permits.release()
         if self._settings.idle_timeout:
             self._idling.add(upstream)
+        if self._settings.idle_check:
+            self._checking.add(upstream)
         if upstream.idle_limit != NO_LIMIT:
             self._watch_limit(upstream)
 
@@ -384,7 +457,7 @@ class Pool:
             upstream.retire(f"idle, and the target keeps it for {upstream.idle_limit:g} s")
 
     def _stop_clocks(self, upstream: Upstream) -> None:
-        clocks = (self._answering, self._warming, self._resting, self._idling, self._aging)
+        clocks = (self._answering, self._warming, self._resting, self._idling, self._aging, self._checking)
         for clock in (*clocks, *self._limits.values()):
             clock.discard(upstream)
 

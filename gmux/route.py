@@ -13,7 +13,7 @@ from gmux.config import Config
 from gmux.listener import Listener
 from gmux.net import Address
 from gmux.pipelined_pool import PipelinedPool
-from gmux.pool import Pool, PoolSettings, Slots
+from gmux.pool import CLOSE, Pool, PoolSettings, Slots
 from gmux.spinner import Spinner
 from gmux.spool import Memory
 from gmux.trace import Trace
@@ -37,6 +37,10 @@ class Route:
             pipeline=config.pipeline,
             prefer_pipeline=config.prefer_pipeline,
             late_window=config.late_window,
+            unsolicited=config.unsolicited,
+            hears=config.unsolicited != CLOSE or config.answer_network_management,
+            greeting=config.make_greeting(codec),
+            idle_check=config.idle_check,
             queue_limit=config.queue_limit,
             queue_timeout=config.queue_timeout,
             connect_timeout=config.connect_timeout,
@@ -57,6 +61,7 @@ class Route:
         pool_class = PipelinedPool if config.pipeline > 1 or codec.correlation == "key" else Pool
         self._pool = pool_class(pool_settings, codec, slots, Spinner(config.spin), log, trace)
         self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), log)
+        self._pool.broadcast = self._clients.broadcast
         self._listener = Listener(listening, self._clients, config.max_clients, log)
 
     def start(self) -> None:

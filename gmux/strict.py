@@ -64,8 +64,7 @@ class StrictUpstream(Upstream):
         else:
             decoder.data = data
         if exchange is None:
-            if decoder.has_surplus:
-                self.close(f"{len(data)} bytes came that nobody asked for")
+            self._take_unasked()
             return
         try:
             self._pass_on(exchange, decoder)
@@ -75,6 +74,8 @@ class StrictUpstream(Upstream):
             self.fail(BadAnswer(f"the codec failed: {error!r}"))
         if self.exchange is exchange and not self.is_closed:
             net.acknowledge(self._sock)
+        if decoder.owed and self._writer is None and not self.is_closing:
+            self._pay(decoder.take_owed())
 
     def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
@@ -91,8 +92,8 @@ class StrictUpstream(Upstream):
                     self.close("the target answered before it had the whole request")
                 elif not part.reusable:
                     self.close("the target's answer ends the connection")
-                elif decoder.data and decoder.has_surplus:
-                    self.close("bytes came behind the answer that nobody asked for")
+                elif decoder.data and not self._take_unasked():
+                    pass
                 else:
                     # The next request goes out before this answer is delivered: the time from an answer to the next
                     # request is all that a strict connection idles, so nothing that can wait is done in it.

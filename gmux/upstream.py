@@ -26,7 +26,7 @@ from gevent import get_hub
 
 from gmux import net
 from gmux.codecs.base import NO_LIMIT, AnswerDecoder
-from gmux.errors import ExchangeError
+from gmux.errors import BadAnswer, ExchangeError
 from gmux.exchange import Exchange
 from gmux.net import READ_SIZE
 
@@ -54,6 +54,9 @@ class Owner(Protocol):
     def repeat(self, exchanges: Iterable[Exchange]) -> None:
         """Send these exchanges once more, in this order, before all that wait."""
 
+    def unsolicited(self, upstream: Upstream, message: bytes) -> bool:
+        """A message came that nobody asked for; false: it is doubt, and the connection must close."""
+
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
         """A message passed; called only when `verbose` is set."""
 
@@ -62,7 +65,8 @@ class Upstream:
     """See the module. `verbose` asks for a call of `saw` for each message.
 
     `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said. `is_aged`:
-    it is to be replaced as soon as nothing is in flight.
+    it is to be replaced as soon as nothing is in flight. `hears`: messages that nobody asked for are framed, and the
+    pool decides on them; else any byte of one is doubt. `greeting` is what was sent first, until it is answered.
     """
 
     __slots__ = (
@@ -76,6 +80,8 @@ class Upstream:
         "is_aged",
         "is_stale",
         "verbose",
+        "hears",
+        "greeting",
         "_owner",
         "_sock",
         "_send",
@@ -97,6 +103,8 @@ class Upstream:
         self.idle_limit = NO_LIMIT
         self.is_closing = self.is_closed = self.is_retired = self.is_aged = False
         self.verbose = verbose
+        self.hears = False
+        self.greeting: Exchange | None = None
         self._owner = owner
         self._sock = sock
         self._send = sock.send
@@ -193,6 +201,38 @@ class Upstream:
         if not self.is_closing and self.is_stale():
             self.close("more comes than is read at once, and nobody asked for it")
         return not self.is_closing
+
+    def _take_unasked(self) -> bool:
+        """Deal with what the decoder holds while nothing is in flight; whether the connection is sound still."""
+        decoder = self._decoder
+        if decoder.has_surplus:
+            if not self.hears:
+                self.close(f"{len(decoder.data)} bytes came that nobody asked for")
+                return False
+            try:
+                while (part := decoder.next_event()) is not None:
+                    if not self._owner.unsolicited(self, part.data):
+                        self.close("a message came that nobody asked for")
+                        return False
+            except BadAnswer as error:
+                self.close(str(error))
+                return False
+            if decoder.has_surplus:
+                # Its rest would be taken for the beginning of the next answer.
+                self.close("half a message came that nobody asked for")
+                return False
+        if decoder.owed:
+            self._pay(decoder.take_owed())
+        return not self.is_closing
+
+    def _pay(self, owed: bytes) -> None:
+        """Write what the target is owed, where no request is being written."""
+        try:
+            sent = self._send(owed)
+        except OSError:
+            sent = 0
+        if sent != len(owed):
+            self.close("the target takes nothing")
 
     def _on_end(self, reason: str, is_broken: bool) -> None:
         if self.is_closing:

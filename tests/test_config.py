@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -136,6 +137,11 @@ KINDS = {
     "protocol": ({"echo": "echo", "mpu": "mpu"}, ["", "Echo", "echo ", "gopher", "ech"]),
     "log_format": ({"text": "text", "json": "json"}, ["", "TEXT", "xml", "text,json"]),
     "correlation": ({mode: mode for mode in ("order", "key")}, ["", "both", "KEY"]),
+    "unsolicited": ({mode: mode for mode in ("close", "drop", "broadcast")}, ["", "keep", "DROP"]),
+    "on_connect": (
+        {"/proc/self/comm": Path("/proc/self/comm").read_bytes()},
+        ["", "/does/not/exist", "/", "/dev/null", "\0"],
+    ),
     "spec": ({"ascii": "ascii", "binary": "binary"}, ["", "ebcdic", "/does/not/exist.json", "/etc/passwd", "/"]),
     "key_fields": (
         {"11": ("", (11,)), "41,11": ("", (11, 41)), "0800:7,11": ("0800", (7, 11)), "2,128": ("", (2, 128))},

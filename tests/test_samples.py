@@ -194,7 +194,7 @@ def test_delay_is_spent_on_each_message_of_a_connection(start, connect):
 
 def frame(target_class, fields):
     message, _ = iso8583.encode(dict(fields), SPEC)
-    return target_class.header(len(message)) + message
+    return target_class.wrap(bytes(message))
 
 
 def exchange(sock, target_class, fields):
@@ -243,7 +243,7 @@ def test_iso8583_type_of_the_answer(start, connect, asked, answered):
 @both_headers
 def test_iso8583_messages_come_cut_and_together_with_a_keepalive(start, connect, target_class):
     sock = connect(start(target_class).address)
-    sent = frame(target_class, {"t": "0800", "11": "000001"}) + target_class.header(0)
+    sent = frame(target_class, {"t": "0800", "11": "000001"}) + target_class.wrap(b"")
     sent += frame(target_class, {"t": "0800", "11": "000002"})
     for byte in sent[:30]:
         sock.sendall(bytes([byte]))

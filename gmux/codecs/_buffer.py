@@ -10,10 +10,12 @@ class Buffer:
     `bytearray` only when a message spans reads. `data` is empty exactly when nothing is held.
     """
 
-    __slots__ = ("_searched", "_start", "data")
+    __slots__ = ("_searched", "_start", "data", "owed")
 
     def __init__(self) -> None:
         self.data: bytes | bytearray = b""
+        #: What the peer is to get at once, such as the answer to a keepalive.
+        self.owed = b""
         self._start = 0
         # Bytes behind `_start` searched in vain: without it a long message that comes byte by byte would cost the
         # square of its length.
@@ -60,6 +62,11 @@ class Buffer:
             self.data, self._searched = b"", 0
             return data
         return self.take(end - start)
+
+    def take_owed(self) -> bytes:
+        """What is owed, which the caller sends."""
+        owed, self.owed = self.owed, b""
+        return owed
 
     def peek(self, size: int) -> bytes:
         """The first `size` bytes, or fewer when fewer are there; nothing is removed."""

@@ -49,7 +49,7 @@ class HttpRequestDecoder(Buffer):
     not know chunks would take them for requests. So the head of such a request, `_chunked`, is completed at its end.
     """
 
-    __slots__ = ("_limits", "_rewriting", "_client", "_body", "_chunked", "_end", "_owes_continue", "_empty_lines")
+    __slots__ = ("_limits", "_rewriting", "_client", "_body", "_chunked", "_end", "_empty_lines")
 
     def __init__(self, limits: Limits, rewriting: Rewriting, client: str) -> None:
         super().__init__()
@@ -59,7 +59,6 @@ class HttpRequestDecoder(Buffer):
         self._body: Body | None = None
         self._chunked: HttpRequest | None = None
         self._end = b""
-        self._owes_continue = False
         self._empty_lines = 0
 
     def next_event(self) -> Request | Part | None:
@@ -81,17 +80,11 @@ class HttpRequestDecoder(Buffer):
         self._empty_lines = 0
         return self._begin(head)
 
-    def take_reply(self) -> bytes:
-        if self._owes_continue:
-            self._owes_continue = False
-            return CONTINUE
-        return b""
-
     def _next_part(self, body: Body) -> Part | None:
         part = body.read(self)
         if part is not None and part.last:
             self._body = None
-            self._owes_continue = False
+            self.owed = b""
             if isinstance(body, ChunkedBody):
                 self._complete(body, part)
         return part
@@ -190,6 +183,7 @@ class HttpRequestDecoder(Buffer):
         else:
             self._body = LengthBody(length, limit)
         request.whole = False
-        if framing.expectation is not None and (length is None or length <= limit):
-            # RFC 9110 section 10.1.1: HTTP/1.0 has no such expectation.
-            self._owes_continue = request.minor_version == 1 and not len(self)
+        # RFC 9110 section 10.1.1: HTTP/1.0 has no such expectation.
+        expects = framing.expectation is not None and request.minor_version == 1
+        if expects and not len(self) and (length is None or length <= limit):
+            self.owed = CONTINUE

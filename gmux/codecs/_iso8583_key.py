@@ -31,7 +31,10 @@ TERMINAL = 41
 #: Bitmaps whose steps are kept.
 MAX_PLANS = 256
 
-FUNCTIONS = "0123456789"
+DIGITS = "0123456789"
+
+#: The second digit of such a message type.
+NETWORK_MANAGEMENT = "8"
 
 
 class Key(NamedTuple):
@@ -103,9 +106,15 @@ class KeyReader:
             raise FramingError("a message ends before its key fields")
         return Key(kind.name, tuple(values)), kind.is_answer
 
+    def is_network_request(self, message: bytes, at: int) -> bool:
+        """Whether the message is one of network management that asks for an answer. Raises FramingError."""
+        at, _ = _walk(message, at, self._header)
+        kind = self._read_kind(message[at : at + self._mti.size])
+        return kind.name[1] == NETWORK_MANAGEMENT and not kind.is_answer
+
     def _kind(self, raw: bytes) -> _Kind:
         mti = raw.hex() if self._mti.encoding == "b" else _text(raw, self._mti.encoding)
-        if len(mti) != 4 or any(digit not in FUNCTIONS for digit in mti):
+        if len(mti) != 4 or any(digit not in DIGITS for digit in mti):
             raise FramingError("a message does not begin with a message type of 4 digits")
         name = _kind_name(mti)
         return _Kind(name, int(mti[2]) % 2 == 1, self._fields.get(name, self._fields.get("")))

@@ -11,8 +11,9 @@ for the life of the connection, so bytes past the end of a message are never los
                                     BadAnswer (answers), after which the decoder is not used again
     decoder.receive_eof()           the peer sends no more; answers only: an answer may end so
 
-A request comes as one `Request`; when its `whole` is false, `Part`s follow, the last one with `last`. An answer comes
-as one or more `Part`s. What they hold is what goes to the other side, already in that side's wire form.
+A request comes as one `Request`; when its `whole` is false, `Part`s follow, the last one with `last`. A message of the
+client that concerns this hop alone is `HANDLED`. An answer comes as one or more `Part`s. What they hold is what goes to
+the other side, already in that side's wire form.
 """
 
 from __future__ import annotations
@@ -99,6 +100,15 @@ class Part:
         self.idle_limit = idle_limit
 
 
+class Handled:
+    """A client's message that the codec has dealt with: nothing goes on but what is owed."""
+
+    __slots__ = ()
+
+
+HANDLED = Handled()
+
+
 class KeyedPart(Part):
     """A whole message of the target: an answer to the request with this key, or one of its own."""
 
@@ -118,14 +128,17 @@ class RequestDecoder(Protocol):
 
     def receive_data(self, data: bytes) -> None: ...
 
-    def next_event(self) -> Request | Part | None: ...
+    def next_event(self) -> Request | Part | Handled | None: ...
+
+    #: What the client is to get at once, such as 100 Continue or the answer to a keepalive; mostly empty.
+    owed: bytes
 
     def __len__(self) -> int:
         """The bytes held that no event has taken."""
         ...
 
-    def take_reply(self) -> bytes:
-        """What the client is owed at once while its request is incomplete (HTTP: 100 Continue); mostly empty."""
+    def take_owed(self) -> bytes:
+        """What is owed, once."""
         ...
 
 
@@ -144,6 +157,11 @@ class AnswerDecoder(Protocol):
 
     #: Whether the target has shown that this connection may carry several requests at a time.
     may_pipeline: bool
+
+    #: What the target is to get at once, between two requests; mostly empty.
+    owed: bytes
+
+    def take_owed(self) -> bytes: ...
 
     def receive_data(self, data: bytes) -> None: ...
 
@@ -187,6 +205,17 @@ class Codec(Protocol):
         ...
 
     def answer_decoder(self) -> AnswerDecoder: ...
+
+    def make_request(self, message: bytes) -> Request:
+        """A request of gmux's own with this message. Raises FramingError."""
+        ...
+
+    def make_echo_test(self, number: int, when: str) -> Request:
+        """A request for a sign of life; `number` from 1 to 999999, `when` as MMDDhhmmss in UTC. Raises ConfigError.
+
+        Only codecs need it that `--idle-check` is for.
+        """
+        ...
 
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
         """The words of this protocol for `error`.

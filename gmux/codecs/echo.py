@@ -11,6 +11,9 @@ class EchoCodec(FramedCodec):
     name = "echo"
     summary = "lines that end in \\n"
 
+    def wrap(self, message: bytes) -> bytes:
+        return message.removesuffix(b"\n") + b"\n"
+
     def cut(self, buffer: Buffer) -> bytes | None:
         line = buffer.take_through(b"\n")
         if len(buffer if line is None else line) > self.max_message:

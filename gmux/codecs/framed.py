@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gmux.codecs._buffer import Buffer
 from gmux.codecs.base import AnswerDecoder, Limits, Part, Refusal, Request, RequestDecoder
-from gmux.errors import BadAnswer, ExchangeError, FramingError
+from gmux.errors import BadAnswer, ConfigError, ExchangeError, FramingError
 
 CLOSE = Refusal()
 
@@ -27,8 +27,20 @@ class FramedCodec:
         """Take the next whole frame off `buffer`; None: more bytes are needed. Raises FramingError."""
         raise NotImplementedError
 
-    def skip(self, buffer: Buffer) -> None:
-        """Drop what stands before the next frame and belongs to the hop (keepalive polls); nothing, in most codecs."""
+    def wrap(self, message: bytes) -> bytes:
+        """The frame that carries `message`."""
+        return message
+
+    def make_request(self, message: bytes) -> Request:
+        frame = self.wrap(message)
+        buffer = Buffer()
+        buffer.receive_data(frame)
+        if not frame or self.cut(buffer) != frame:
+            raise FramingError("it is not one whole message")
+        return Request(frame, pipelines=False)
+
+    def make_echo_test(self, number: int, when: str) -> Request:
+        raise ConfigError(f"--idle-check: {self.name} has no echo test")
 
     def request_decoder(self, client: str = "") -> RequestDecoder:
         return FrameRequestDecoder(self)
@@ -54,17 +66,13 @@ class FrameRequestDecoder(Buffer):
         frame = self._cut(self)
         return None if frame is None else Request(frame)
 
-    def take_reply(self) -> bytes:
-        return b""
-
 
 class FrameAnswerDecoder(Buffer):
-    __slots__ = ("_cut", "_skip", "may_pipeline", "request")
+    __slots__ = ("_cut", "may_pipeline", "request")
 
     def __init__(self, codec: FramedCodec) -> None:
         super().__init__()
         self._cut = codec.cut
-        self._skip = codec.skip
         self.request: Request | None = None
         self.may_pipeline = True
 
@@ -80,7 +88,4 @@ class FrameAnswerDecoder(Buffer):
 
     @property
     def has_surplus(self) -> bool:
-        if not self.data:
-            return False
-        self._skip(self)
-        return len(self) > 0
+        return bool(self.data)

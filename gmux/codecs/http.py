@@ -16,7 +16,7 @@ from gmux.codecs._http_refusal import refuse
 from gmux.codecs._http_request import HttpRequest, HttpRequestDecoder
 from gmux.codecs._http_rewriting import Rewriting
 from gmux.codecs.base import Limits, Refusal, Request
-from gmux.errors import ExchangeError
+from gmux.errors import ConfigError, ExchangeError, FramingError
 
 #: Heads of answers whose meaning is remembered.
 REMEMBERED = 256
@@ -48,6 +48,12 @@ class HttpCodec:
 
     def answer_decoder(self) -> HttpAnswerDecoder:
         return HttpAnswerDecoder(self._limits, self._parse_answer, self._remembered_answer)
+
+    def make_request(self, message: bytes) -> Request:
+        raise FramingError("http has no greeting")
+
+    def make_echo_test(self, number: int, when: str) -> Request:
+        raise ConfigError("--idle-check: http has no echo test")
 
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
         return refuse(error, cast("HttpRequest | None", request))

@@ -1,7 +1,7 @@
 """ISO 8583 messages behind a length header: `iso8583` (2 bytes, big-endian) and `mpu` (4 ASCII digits).
 
 Only the header is read for framing; it counts the message and not itself. A length of zero is a keepalive poll, as
-jPOS channels send: it belongs to the hop, so it is dropped and never forwarded.
+jPOS channels send: it belongs to the hop, so it is answered here and never forwarded.
 """
 
 from __future__ import annotations
@@ -9,15 +9,31 @@ from __future__ import annotations
 from gmux.codecs import _card_data
 from gmux.codecs._buffer import Buffer
 from gmux.codecs._iso8583_key import SPECS, KeyReader, Spec
-from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Limits, RequestDecoder
-from gmux.codecs.framed import FrameAnswerDecoder, FramedCodec, FrameRequestDecoder
-from gmux.errors import BadAnswer, FramingError, MessageTooLarge
+from gmux.codecs._iso8583_network import NetworkManagement
+from gmux.codecs.base import (
+    HANDLED,
+    AnswerDecoder,
+    Handled,
+    KeyedPart,
+    KeyedRequest,
+    Limits,
+    Part,
+    Request,
+    RequestDecoder,
+)
+from gmux.codecs.framed import FramedCodec
+from gmux.errors import BadAnswer, ConfigError, FramingError, MessageTooLarge
+
+#: Polls in a row, without a message between, that are answered. A peer that answers polls as gmux does would otherwise
+#: keep both busy for ever.
+MAX_POLLS = 10_000
 
 
 class LengthHeaderCodec(FramedCodec):
-    """Base of the codecs with a length header of `header_size` bytes, read by `length`.
+    """Base of the codecs with a length header of `header_size` bytes, read by `length` and written by `header`.
 
-    `correlation`, `spec` and `key_fields` are the settings of these names. By order no field of a message is read.
+    `correlation`, `spec`, `key_fields` and `answer_network_management` are the settings of these names. By order and
+    without that answer, no field of a message is read.
     """
 
     header_size: int
@@ -29,42 +45,62 @@ class LengthHeaderCodec(FramedCodec):
         correlation: str = "order",
         spec: str | Spec = "ascii",
         key_fields: tuple[tuple[str, tuple[int, ...]], ...] = (),
+        answer_network_management: bool = False,
     ) -> None:
         super().__init__(limits)
         self.correlation = correlation
-        self._keys = KeyReader(SPECS[spec] if isinstance(spec, str) else spec, dict(key_fields))
-
-    def request_decoder(self, client: str = "") -> RequestDecoder:
-        return KeyedRequestDecoder(self, self._keys) if self.correlation == "key" else FrameRequestDecoder(self)
-
-    def answer_decoder(self) -> AnswerDecoder:
-        return KeyedAnswerDecoder(self, self._keys) if self.correlation == "key" else FrameAnswerDecoder(self)
+        mapping = SPECS[spec] if isinstance(spec, str) else spec
+        self.keys = KeyReader(mapping, dict(key_fields))
+        self.network = NetworkManagement(mapping, self.keys)
+        self.answers_network_management = answer_network_management
+        if answer_network_management:
+            self.network.check()
 
     def length(self, header: bytes) -> int:
         """The bytes of the message after `header`. Raises FramingError."""
         raise NotImplementedError
 
-    def cut(self, buffer: Buffer) -> bytes | None:
-        size = self.header_size
-        while len(buffer) >= size:
-            length = self.length(buffer.peek(size))
-            if not length:
-                self.skip(buffer)
-            elif length > self.max_message:
-                raise MessageTooLarge(f"a message of {length} bytes is longer than {self.max_message} (--max-message)")
-            elif len(buffer) < size + length:
-                return None
-            else:
-                return buffer.take(size + length)
-        return None
+    def header(self, length: int) -> bytes:
+        """The header of a message of `length` bytes."""
+        raise NotImplementedError
 
-    def skip(self, buffer: Buffer) -> None:
+    def request_decoder(self, client: str = "") -> RequestDecoder:
+        return MessageRequestDecoder(self)
+
+    def answer_decoder(self) -> AnswerDecoder:
+        return MessageAnswerDecoder(self)
+
+    def wrap(self, message: bytes) -> bytes:
+        try:
+            return self.header(len(message)) + message
+        except OverflowError:
+            raise FramingError("it is longer than its header can say") from None
+
+    def make_request(self, message: bytes) -> Request:
+        request = super().make_request(message)
+        if len(request.data) == self.header_size:
+            raise FramingError("it is empty")
+        if self.correlation == "key":
+            request = KeyedRequest(request.data, self.keys.read(message, 0)[0])
+            request.pipelines = False
+        return request
+
+    def make_echo_test(self, number: int, when: str) -> Request:
+        """See `NetworkManagement.echo_test`. Raises ConfigError when the spec has no such message."""
+        message = self.network.echo_test(number, when)
+        if message is None:
+            raise ConfigError("--spec: echo tests (t, 7, 11, 70) cannot be written by it")
+        return self.make_request(message)
+
+    def cut(self, buffer: Buffer) -> bytes | None:
+        """The next whole frame; a poll is one of its header alone."""
         size = self.header_size
-        if buffer.peek(size) == self.poll:
-            # All at once: one after the other, a read full of them would cost more than a thousand messages.
-            held = buffer.peek(len(buffer))
-            zeros = len(held) - len(held.lstrip(self.poll[:1]))
-            buffer.take(zeros - zeros % size)
+        if len(buffer) < size:
+            return None
+        length = self.length(buffer.peek(size))
+        if length > self.max_message:
+            raise MessageTooLarge(f"a message of {length} bytes is longer than {self.max_message} (--max-message)")
+        return None if len(buffer) < size + length else buffer.take(size + length)
 
     def redact(self, message: bytes) -> bytes:
         size = self.header_size
@@ -80,6 +116,9 @@ class Iso8583Codec(LengthHeaderCodec):
     def length(self, header: bytes) -> int:
         return header[0] << 8 | header[1]
 
+    def header(self, length: int) -> bytes:
+        return length.to_bytes(2, "big")
+
 
 class MpuCodec(LengthHeaderCodec):
     name = "mpu"
@@ -93,36 +132,103 @@ class MpuCodec(LengthHeaderCodec):
             raise FramingError("a length header is not 4 ASCII digits")
         return int(header)
 
+    def header(self, length: int) -> bytes:
+        return b"%04d" % length
 
-class KeyedRequestDecoder(FrameRequestDecoder):
-    __slots__ = ("_at", "_read_key")
 
-    def __init__(self, codec: LengthHeaderCodec, keys: KeyReader) -> None:
-        super().__init__(codec)
-        self._read_key = keys.read
-        self._at = codec.header_size
+class MessageDecoder(Buffer):
+    """What both sides share: frames without the polls between them, which are answered."""
 
-    def next_event(self) -> KeyedRequest | None:
+    __slots__ = ("_codec", "_cut", "_header_size", "_is_keyed", "_manages", "_polls")
+
+    def __init__(self, codec: LengthHeaderCodec) -> None:
+        super().__init__()
+        self._codec = codec
+        self._cut = codec.cut
+        self._header_size = codec.header_size
+        self._is_keyed = codec.correlation == "key"
+        self._manages = codec.answers_network_management
+        self._polls = 0
+
+    def _next_frame(self) -> bytes | None:
+        """Raises FramingError."""
         frame = self._cut(self)
         if frame is None:
             return None
-        key, is_answer = self._read_key(frame, self._at)
+        if len(frame) == self._header_size:
+            self._count_polls(1)
+            self._skip_polls()
+            frame = self._cut(self)
+            if frame is None:
+                return None
+        self._polls = 0
+        return frame
+
+    def _skip_polls(self) -> None:
+        poll = self._codec.poll
+        size = self._header_size
+        if self.peek(size) == poll:
+            # All at once: one after the other, a read full of them would cost more than a thousand messages.
+            held = self.peek(len(self))
+            zeros = len(held) - len(held.lstrip(poll[:1]))
+            self.take(zeros - zeros % size)
+            self._count_polls(zeros // size)
+
+    def _count_polls(self, number: int) -> None:
+        answered = min(number, MAX_POLLS - self._polls)
+        self._polls += answered
+        self.owed += self._codec.poll * answered
+
+    def _approve(self, frame: bytes, only_echo_tests: bool) -> bool:
+        """Answer a network management request; whether it is one."""
+        answer = self._codec.network.answer(frame[self._header_size :], only_echo_tests)
+        if answer is None:
+            return False
+        self.owed += self._codec.header(len(answer)) + answer
+        return True
+
+
+class MessageRequestDecoder(MessageDecoder):
+    __slots__ = ()
+
+    def next_event(self) -> Request | Handled | None:
+        frame = self._next_frame()
+        if frame is None:
+            return None
+        if self._manages and self._approve(frame, only_echo_tests=True):
+            return HANDLED
+        if not self._is_keyed:
+            return Request(frame)
+        key, is_answer = self._codec.keys.read(frame, self._header_size)
         if is_answer:
             raise FramingError("a client sent an answer, by its message type")
         return KeyedRequest(frame, key)
 
 
-class KeyedAnswerDecoder(FrameAnswerDecoder):
-    __slots__ = ("_at", "_read_key")
+class MessageAnswerDecoder(MessageDecoder):
+    __slots__ = ("may_pipeline", "request")
 
-    def __init__(self, codec: LengthHeaderCodec, keys: KeyReader) -> None:
+    def __init__(self, codec: LengthHeaderCodec) -> None:
         super().__init__(codec)
-        self._read_key = keys.read
-        self._at = codec.header_size
+        self.request: Request | None = None
+        self.may_pipeline = True
 
-    def next_event(self) -> KeyedPart | None:
+    def next_event(self) -> Part | None:
         try:
-            frame = self._cut(self)
-            return None if frame is None else KeyedPart(frame, *self._read_key(frame, self._at))
+            frame = self._next_frame()
+            while frame is not None and self._manages and self._approve(frame, only_echo_tests=False):
+                frame = self._next_frame()
+            if frame is None or not self._is_keyed:
+                return None if frame is None else Part(frame)
+            return KeyedPart(frame, *self._codec.keys.read(frame, self._header_size))
         except FramingError as error:
             raise BadAnswer(str(error)) from None
+
+    def receive_eof(self) -> None:
+        raise BadAnswer("the target closed the connection in the middle of its answer")
+
+    @property
+    def has_surplus(self) -> bool:
+        if self.data:
+            self._skip_polls()
+        return len(self) > 0

@@ -11,6 +11,7 @@ import re
 import iso8583
 from iso8583.specs import default_ascii as SPEC
 
+from gmux.codecs.base import Limits
 from gmux.codecs.iso8583 import Iso8583Codec, LengthHeaderCodec, MpuCodec
 from gmux.errors import FramingError
 from gmux.samples.target import FrameTarget
@@ -32,10 +33,10 @@ class Iso8583Target(FrameTarget):
     codec_class: type[LengthHeaderCodec] = Iso8583Codec
     approvals = itertools.count(1)
 
-    @staticmethod
-    def header(length: int) -> bytes:
-        """The header of a message of `length` bytes."""
-        return length.to_bytes(2, "big")
+    @classmethod
+    def wrap(cls, message: bytes) -> bytes:
+        """The message behind its length header."""
+        return cls.codec_class(Limits()).wrap(message)
 
     def answer(self, frame: bytes) -> bytes:
         try:
@@ -51,16 +52,12 @@ class Iso8583Target(FrameTarget):
         if kind in NUMBERED:
             answer["38"] = f"{next(self.approvals) % 1_000_000:06}"
         message, _ = iso8583.encode(answer, SPEC)
-        return self.header(len(message)) + bytes(message)
+        return self.wrap(bytes(message))
 
 
 class MpuTarget(Iso8583Target):
     protocol = "mpu"
     codec_class = MpuCodec
-
-    @staticmethod
-    def header(length: int) -> bytes:
-        return b"%04d" % length
 
 
 #: The targets by their length header: 2 bytes, big-endian, or 4 ASCII digits.

@@ -14,8 +14,7 @@ import gevent
 from gevent.server import StreamServer
 
 from gmux import net
-from gmux.codecs._buffer import Buffer
-from gmux.codecs.base import Limits
+from gmux.codecs.base import Limits, Request
 from gmux.codecs.framed import FramedCodec
 from gmux.errors import FramingError
 
@@ -93,13 +92,14 @@ class FrameTarget(Target):
     codec_class: type[FramedCodec]
 
     def converse(self, sock: Any, address: Any) -> None:
-        codec = self.codec_class(Limits())
-        buffer = Buffer()
+        decoder = self.codec_class(Limits()).request_decoder()
         while data := sock.recv(net.READ_SIZE):
-            buffer.receive_data(data)
-            while (frame := codec.cut(buffer)) is not None:
+            decoder.receive_data(data)
+            while (request := decoder.next_event()) is not None:
                 self.work()
-                sock.sendall(self.answer(frame))
+                assert isinstance(request, Request)
+                sock.sendall(self.answer(request.data))
+            sock.sendall(decoder.take_owed())
 
     def answer(self, frame: bytes) -> bytes:
         """The frame that answers `frame`; does not switch. Raises FramingError."""

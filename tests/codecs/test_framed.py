@@ -76,7 +76,7 @@ def test_decoders_events_are_whole_requests_and_last_parts(kind):
     assert part.last
     assert part.reusable
     assert not part.close
-    assert requests.take_reply() == b""
+    assert requests.take_owed() == b""
 
 
 @sides

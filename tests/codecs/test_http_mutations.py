@@ -176,7 +176,7 @@ def carried(pieces: list[bytes]) -> tuple[list[tuple[HttpRequest, bytes]], bool]
                     # Its head is taken when all of it is there, for the head may say how long it is.
                     done.append((request, request.data + body))
                     request = None
-            assert decoder.take_reply() in (b"", CONTINUE)
+            assert decoder.take_owed() in (b"", CONTINUE)
     except FramingError:
         return done, True
     return done, False

@@ -165,7 +165,7 @@ def sent_on(pieces: list[bytes]) -> tuple[list[tuple[Request, bytes]], bool]:
                 if event.whole if isinstance(event, Request) else event.last:
                     done.append((request, request.data + data))
                     data = b""
-            decoder.take_reply()
+            decoder.take_owed()
     except FramingError:
         return done, True
     return done, False

@@ -647,16 +647,16 @@ def test_expect_before_a_body_is_answered_once(fields):
     raw = post(b"Expect: 100-Continue", *fields, body=b"")
     decoder = HttpCodec(LIMITS, via=False).request_decoder()
     for at in range(len(raw)):
-        assert decoder.take_reply() == b""
+        assert decoder.take_owed() == b""
         decoder.receive_data(raw[at : at + 1])
         decoder.next_event()
-    assert decoder.take_reply() == CONTINUE
-    assert decoder.take_reply() == b""
+    assert decoder.take_owed() == CONTINUE
+    assert decoder.take_owed() == b""
     body = b"hello" if b"Length" in fields[0] else b"0\r\n\r\n"
     decoder.receive_data(body)
     part = decoder.next_event()
     assert isinstance(part, Part) and part.last
-    assert decoder.take_reply() == b""
+    assert decoder.take_owed() == b""
 
 
 @pytest.mark.parametrize(
@@ -677,7 +677,7 @@ def test_expect_where_nobody_waits_is_not_answered(raw):
     decoder.receive_data(raw)
     while decoder.next_event() is not None:
         pass
-    assert decoder.take_reply() == b""
+    assert decoder.take_owed() == b""
 
 
 def test_expect_of_a_body_too_large_is_refused_at_once():
@@ -687,7 +687,7 @@ def test_expect_of_a_body_too_large_is_refused_at_once():
     with pytest.raises(MessageTooLarge):
         decoder.next_event()
     assert isinstance(request, Request), "the refusal is worded for the request"
-    assert decoder.take_reply() == b""
+    assert decoder.take_owed() == b""
 
 
 def test_expect_of_one_request_is_not_owed_to_the_next():
@@ -697,4 +697,4 @@ def test_expect_of_one_request_is_not_owed_to_the_next():
     decoder.receive_data(b"hello" + post(b"Content-Length: 5", body=b""))
     while decoder.next_event() is not None:
         pass
-    assert decoder.take_reply() == b""
+    assert decoder.take_owed() == b""
