@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from iso8583.specs import default, default_ascii
@@ -37,11 +38,8 @@ DIGITS = "0123456789"
 NETWORK_MANAGEMENT = "8"
 
 
-class Key(NamedTuple):
-    """Equal for a request and its answer. `kind` is the message type without what may differ."""
-
-    kind: str
-    values: tuple[bytes, ...]
+#: The kind of message, which is the message type without what may differ, and the values of the key fields.
+Key = tuple[str | bytes, ...]
 
 
 class _Kind(NamedTuple):
@@ -50,6 +48,15 @@ class _Kind(NamedTuple):
     name: str
     is_answer: bool
     fields: tuple[int, ...] | None
+
+
+class _Plan(NamedTuple):
+    """`places` are those of the key fields behind the bitmap, and `end` that of the last; 0: they are not fixed."""
+
+    kind: _Kind
+    steps: tuple[_Step, ...]
+    places: tuple[tuple[int, int], ...]
+    end: int
 
 
 class _Step(NamedTuple):
@@ -77,34 +84,36 @@ class KeyReader:
             for number in numbers:
                 _step(spec, str(number), True)
         self._has_high_fields = any(number > 64 for numbers in fields.values() for number in numbers)
+        # Message type and bitmap say where the fields are; where fields above 64 are asked for, the second bitmap too,
+        # which is the first field.
+        self._lead = self._mti.size + self._bitmap.size
+        self._has_second_bitmap = lru_cache(maxsize=MAX_PLANS)(self._announces_second)
         self._read_kind = lru_cache(maxsize=MAX_PLANS)(self._kind)
         self._plan = lru_cache(maxsize=MAX_PLANS)(self._make_plan)
 
     def read(self, message: bytes, at: int) -> tuple[Key, bool]:
         """The key of the message that begins `at`, and whether it is an answer. Raises FramingError."""
-        at, _ = _walk(message, at, self._header)
-        end = at + self._mti.size
-        kind = self._read_kind(message[at:end])
-        at, end = end, end + self._bitmap.size
-        bitmap = message[at:end]
-        at = end
-        if self._has_high_fields:
-            # The fields above 64 are told by the second bitmap, which is the first field.
-            bitmap += message[at : at + self._bitmap.size]
-        values = []
-        for step in self._plan(kind.fields, bitmap):
-            if step.header:
-                at, value = _walk(message, at, step)
-                if step.is_key:
-                    values.append(value)
-            else:
-                end = at + step.size
-                if step.is_key:
-                    values.append(message[at:end])
-                at = end
+        if self._header.header or self._header.size:
+            at, _ = _walk(message, at, self._header)
+        lead = message[at : at + self._lead]
+        if self._has_high_fields and self._has_second_bitmap(lead):
+            lead = message[at : at + self._lead + self._bitmap.size]
+        plan = self._plan(lead)
+        at += self._lead
+        if plan.end and len(message) >= at + plan.end:
+            # All fields on the way are of fixed length: their places are known.
+            return (
+                plan.kind.name,
+                *[message[at + begin : at + end] for begin, end in plan.places],
+            ), plan.kind.is_answer
+        values: list[bytes] = []
+        for step in plan.steps:
+            at, value = _walk(message, at, step)
+            if step.is_key:
+                values.append(value)
         if at > len(message):
             raise FramingError("a message ends before its key fields")
-        return Key(kind.name, tuple(values)), kind.is_answer
+        return (plan.kind.name, *values), plan.kind.is_answer
 
     def is_network_request(self, message: bytes, at: int) -> bool:
         """Whether the message is one of network management that asks for an answer. Raises FramingError."""
@@ -119,27 +128,30 @@ class KeyReader:
         name = _kind_name(mti)
         return _Kind(name, int(mti[2]) % 2 == 1, self._fields.get(name, self._fields.get("")))
 
-    def _make_plan(self, wanted: tuple[int, ...] | None, bitmap: bytes) -> tuple[_Step, ...]:
-        """The steps to the last key field of a message with this bitmap; fixed ones that are passed over are joined.
+    def _announces_second(self, lead: bytes) -> bool:
+        return 1 in _numbers(lead[self._mti.size :], 0, self._bitmap.encoding)
+
+    def _make_plan(self, lead: bytes) -> _Plan:
+        """The way to the last key field of a message that begins so. Raises FramingError.
 
         Key fields that a message does not have take part in the key by their absence: a step of no bytes.
         """
+        kind = self._read_kind(lead[: self._mti.size])
         size = self._bitmap.size
+        bitmap = lead[self._mti.size :]
         present = _numbers(bitmap[:size], 0, self._bitmap.encoding)
         if self._has_high_fields and 1 in present:
             present |= _numbers(bitmap[size:], 64, self._bitmap.encoding)
-        fields = wanted or (DEFAULT_FIELDS if TERMINAL in present else WITHOUT_TERMINAL)
-        steps: list[_Step] = []
-        for number in sorted(present | set(fields)):
-            if number > max(fields):
-                break
-            is_key = number in fields
-            step = _step(self._spec, str(number), is_key) if number in present else _NOTHING
-            if steps and not (is_key or steps[-1].is_key or step.header or steps[-1].header):
-                steps[-1] = steps[-1]._replace(size=steps[-1].size + step.size)
-            else:
-                steps.append(step)
-        return tuple(steps)
+        wanted = kind.fields or (DEFAULT_FIELDS if TERMINAL in present else WITHOUT_TERMINAL)
+        steps = [
+            _step(self._spec, str(number), number in wanted) if number in present else _NOTHING
+            for number in sorted(present | set(wanted))
+            if number <= max(wanted)
+        ]
+        ends = list(accumulate(step.size for step in steps))
+        places = [(end - step.size, end) for step, end in zip(steps, ends, strict=True) if step.is_key]
+        is_fixed = not any(step.header for step in steps)
+        return _Plan(kind, tuple(steps), tuple(places), ends[-1] if is_fixed else 0)
 
 
 _NOTHING = _Step(0, 0, "", 0, False, True)
