@@ -22,7 +22,7 @@ from gmux.errors import ConnectTimeout
 from gmux.pool import Pool, Slots
 from gmux.route import Route
 from tests.support.target import Target
-from tests.support.wait import wait_until
+from tests.support.wait import PATIENCE, wait_until
 
 LOG = logging.getLogger("gmux")
 ROOT = Path(__file__).parents[2]
@@ -181,7 +181,7 @@ class Server:
 
     def __enter__(self) -> Server:
         try:
-            self.address = wait_until(self._find, 10, "the line that tells the port")
+            self.address = wait_until(self._find, what="the line that tells the port")
         except BaseException:
             self.stop()
             raise
@@ -212,9 +212,9 @@ class Server:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """The exit code, when it ends by itself within 5 s."""
-        code: int = self._process.wait(5)
-        self._reading.join(1)
+        """The exit code, when it ends by itself."""
+        code: int = self._process.wait(PATIENCE)
+        self._reading.join(PATIENCE)
         return code
 
     def stop(self) -> int:
@@ -222,13 +222,14 @@ class Server:
         if self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(5)
+                self._process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 for worker in self.workers():
                     os.kill(worker, signal.SIGKILL)
                 self._process.kill()
                 self._process.wait()
-        self._reading.join(1)
+        # Until the last process of it has closed its log; an orphan does so a moment after its master.
+        self._reading.join(PATIENCE)
         return self._process.returncode
 
     def _read(self) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from gevent import socket
 
-#: Seconds that no peer of a test waits longer for.
-PATIENCE = 10.0
+from tests.support.wait import PATIENCE
 
 
 class Closed(Exception):

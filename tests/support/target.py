@@ -36,6 +36,9 @@ class Connection(SocketStream):
         self.is_open = True
         # Idle as long as the test likes; a close by gmux or the end of the test ends it.
         self.sock.settimeout(None)
+        with suppress(OSError):  # reset before it was served
+            # Without Nagle's delay: what a test sends is there when gmux is next given a turn.
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, data: bytes) -> None:
         try:
@@ -238,8 +241,18 @@ class Target(StreamServer):
             step(connection, request)
 
 
+#: What holds the ports of `closed_port`, until the tests end.
+_reserved: list[Any] = []
+
+
 def closed_port() -> tuple[str, int]:
-    """An address where nobody listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()
+    """An address where nobody listens, unless the test itself begins to.
+
+    The port stays bound: the kernel would give it to another test or process that asks for any, or as the port of a
+    connection to itself. A server that names it gets it, because both have SO_REUSEADDR.
+    """
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    _reserved.append(sock)
+    return sock.getsockname()
