@@ -9,13 +9,14 @@ from contextlib import ExitStack
 
 import gevent
 import pytest
+from gevent.lock import Semaphore
 
 from gmux.slots import FileSlots
 from tests.support.clients import Client, tagged
 from tests.support.framing import MPU
 from tests.support.service import LOG, Server, connecting_sockets, deaf_listener, serving
 from tests.support.stream import Closed
-from tests.support.target import Target, answer, close, every, garbage, half, never, pause, reset, twice
+from tests.support.target import Target, answer, close, every, garbage, half, hold, never, pause, reset, twice
 from tests.support.wait import wait_until
 
 CYCLES = 30
@@ -105,10 +106,14 @@ def test_budget_connections_replaced_by_age_no_request_is_lost():
 
 def test_budget_connections_idle_too_long_are_given_up_to_the_minimum():
     settings = {"pool_size": "3", "pool_min": "1", "upstream_idle_timeout": "30ms"}
-    with Target((pause(0.005), answer)) as target, serving(target, **settings) as service, ExitStack() as stack:
+    gate = Semaphore(0)
+    with Target((hold(gate), answer)) as target, serving(target, **settings) as service, ExitStack() as stack:
         clients = [stack.enter_context(Client(service.address)) for _ in range(3)]
         for client in clients:
             client.send(b"at once")
+        wait_until(lambda: len(target.requests) == 3)
+        for _ in range(4):
+            gate.release()
         for client in clients:
             assert client.receive() == b"at once"
         assert target.peak == 3
@@ -152,7 +157,7 @@ def ask_until_answered(server: Server, payload: bytes) -> None:
         except OSError:
             return False
 
-    wait_until(is_answered, 10)
+    wait_until(is_answered)
 
 
 def test_budget_worker_killed_target_sees_one_connection():
@@ -199,9 +204,9 @@ def test_budget_reload_under_load_target_sees_one_connection():
         for _ in range(2):
             before = server.workers()
             server.signal(signal.SIGHUP)
-            wait_until(lambda before=before: server.workers() and not set(before) & set(server.workers()), 10)
+            wait_until(lambda before=before: server.workers() and not set(before) & set(server.workers()))
             seen = answered
-            wait_until(lambda seen=seen: answered > seen + 20, 10)
+            wait_until(lambda seen=seen: answered > seen + 20)
         is_over = True
         gevent.joinall(users, raise_error=True)
         assert target.peak == 1

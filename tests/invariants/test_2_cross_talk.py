@@ -10,6 +10,7 @@ import random
 
 import gevent
 import pytest
+from gevent.lock import Semaphore
 
 from tests.support.clients import Client, tagged, untag
 from tests.support.framing import ISO8583, LINE, MPU
@@ -23,6 +24,7 @@ from tests.support.target import (
     close,
     garbage,
     half,
+    hold,
     in_turn,
     never,
     pause,
@@ -89,14 +91,16 @@ def test_answers_random_faults_and_aborts_reach_only_their_client(framing, size,
 
 @pytest.mark.parametrize("framing", [LINE, ISO8583, MPU], ids=str)
 def test_answer_after_timeout_reaches_nobody(framing):
-    target = Target(in_turn((pause(0.06), answer)), framing)
-    with target, serving(target, timeout="20ms") as service, Client(service.address, framing) as first:
+    gate = Semaphore(0)
+    target = Target(in_turn((hold(gate), answer)), framing)
+    with target, serving(target, timeout="500ms") as service, Client(service.address, framing) as first:
         first.send(b"first")
         wait_until(lambda: target.requests)
         with Client(service.address, framing) as second, Client(service.address, framing) as third:
             # One waits while the first is in flight, one comes when its answer is late already.
             second.send(b"second")
             first.receive_end()
+            gate.release()
             third.send(b"third")
             assert second.receive() == b"second"
             assert third.receive() == b"third"

@@ -112,6 +112,8 @@ def test_idle_connection_ended_before_its_first_request_no_request_is_lost():
     """
     with Target() as target, serving(target, retry_delay="20ms") as service, Client(service.address) as client:
         for n in range(4):
+            # One that was made in advance, and one for a request, in each round before.
+            wait_until(lambda n=n: target.accepted == 2 * n + 1)
             service.wait_ready()
             gevent.sleep(0.05)
             target.close_all()
@@ -137,7 +139,7 @@ def test_connection_closed_right_behind_the_answer_no_waiting_request_is_lost(si
 
 def test_connection_reset_before_handover_request_goes_again():
     """Not one byte of it was sent, so it goes on the next connection, though ISO 8583 repeats nothing."""
-    with Target(framing=ISO8583) as target, serving(target, request_delay="30ms") as service:
+    with Target(framing=ISO8583) as target, serving(target, request_delay="1s") as service:
         with Client(service.address, ISO8583) as first, Client(service.address, ISO8583) as second:
             assert first.ask(b"first") == b"first"
             second.send(b"second")

@@ -9,6 +9,7 @@ import gevent
 import pytest
 from gevent.lock import Semaphore
 
+import gmux.pool
 from gmux.client import MAX_AHEAD
 from tests.support.clients import Client
 from tests.support.framing import MPU
@@ -32,8 +33,8 @@ from tests.support.target import (
 )
 from tests.support.wait import wait_until
 
-#: Seconds for what is not gmux's: the machine.
-MARGIN = 1.0
+#: Seconds for what is not gmux's: the machine, however busy. What does not end in time here ends much later, or never.
+MARGIN = 5.0
 
 FAULTS = {
     "never": never,
@@ -92,7 +93,9 @@ def test_request_target_takes_no_connection_ends_in_time():
 
 
 @pytest.mark.parametrize("steps", [(close,), (reset,), (hang,)], ids=["close", "reset", "hang"])
-def test_request_target_ends_each_new_connection_ends_in_time(steps):
+def test_request_target_ends_each_new_connection_ends_in_time(steps, monkeypatch):
+    # A target that hangs counts a connection for longer than gmux waits for its end.
+    monkeypatch.setattr(gmux.pool, "CLOSE_TIMEOUT", 60.0)
     settings = {"timeout": "50ms", "queue_timeout": "200ms"}
     with Target(greeting=steps) as target, serving(target, **settings) as service:
         for _ in range(3):
@@ -112,14 +115,21 @@ def test_request_target_that_was_down_is_served_when_it_is_up():
 
 
 def test_request_waits_in_vain_ends_after_queue_timeout():
-    settings = {"queue_timeout": "50ms", "timeout": "400ms"}
-    with Target(never) as target, serving(target, **settings) as service, Client(service.address) as first:
+    settings = {"queue_timeout": "50ms", "timeout": "60s"}
+    gate = Semaphore(0)
+    with ExitStack() as stack:
+        target = stack.enter_context(Target((hold(gate), answer)))
+        service = stack.enter_context(serving(target, **settings))
+        first = stack.enter_context(Client(service.address))
         first.send(b"first")
         wait_until(lambda: target.requests)
         begin = monotonic()
         assert assert_end(service) == "closed"
-        assert 0.04 < monotonic() - begin < 0.35
-        first.receive_end()
+        assert 0.04 < monotonic() - begin < MARGIN
+        # It is the clock of those who wait: the one at the target goes on.
+        gate.release()
+        assert first.receive() == b"first"
+        assert target.requests == [b"first"]
 
 
 def test_request_never_complete_ends_after_request_timeout():
@@ -185,15 +195,18 @@ def test_client_that_ends_its_input_in_a_request_gets_the_end():
 
 
 def test_clients_when_gmux_stops_get_their_answers_or_the_end():
-    with Target((pause(0.05), answer)) as target, serving(target) as service, ExitStack() as stack:
+    gate = Semaphore(0)
+    with Target((hold(gate), answer)) as target, serving(target) as service, ExitStack() as stack:
         busy, waiting, idle = (stack.enter_context(Client(service.address)) for _ in range(3))
         busy.send(b"busy")
         wait_until(lambda: target.requests)
         waiting.pipeline([b"waiting", b"more"])
         wait_until(lambda: service.waiting)
-        draining = gevent.spawn(service.route.drain, 5)
+        draining = gevent.spawn(service.route.drain, 30)
         idle.receive_end()
         idle.fin()
+        for _ in range(3):
+            gate.release()
         assert busy.receive() == b"busy"
         busy.receive_end()
         busy.fin()
@@ -223,12 +236,14 @@ def test_client_far_ahead_is_read_again_when_its_answers_are_out():
 
 
 def test_request_queue_of_a_target_that_goes_down_ends_in_time():
-    with Target(in_turn((pause(0.02), close))) as target, serving(target, retry_delay="5s") as service:
+    gate = Semaphore(0)
+    with Target(in_turn((hold(gate), close))) as target, serving(target, retry_delay="30s") as service:
         first = gevent.spawn(assert_end, service, b"first")
         wait_until(lambda: target.requests)
         others = [gevent.spawn(assert_end, service, b"%d" % n) for n in range(10)]
         wait_until(lambda: service.waiting == 10)
         target.close()
+        gate.release()
         begin = monotonic()
         gevent.joinall([first, *others], raise_error=True)
         assert monotonic() - begin < MARGIN

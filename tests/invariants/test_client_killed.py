@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from gevent.lock import Semaphore
 
 from tests.support.clients import Client
 from tests.support.service import serving
-from tests.support.target import Target, answer, half, in_turn, padded, pause, rest
+from tests.support.target import Steps, Target, answer, half, hold, in_turn, padded, rest
 from tests.support.wait import wait_until
-
-SLOW = (pause(0.03), answer)
 
 
 def idle(service, target, client):
@@ -18,7 +19,7 @@ def idle(service, target, client):
 
 def in_its_request(service, target, client):
     client.send_half(b"request")
-    wait_until(lambda: all(len(inside._decoder) for inside in service.clients))
+    wait_until(lambda: service.clients and all(len(inside._decoder) for inside in service.clients))
 
 
 def in_line(service, target, client):
@@ -55,15 +56,20 @@ def refused(service, target, client):
     client.receive_end()
 
 
-PHASES = {
-    "idle": (idle, ()),
-    "in its request": (in_its_request, ()),
-    "in line": (in_line, (SLOW,)),
-    "in flight": (in_flight, (SLOW,)),
-    "pipelining": (pipelining, (SLOW,)),
-    "in its answer": (in_its_answer, ((half, pause(0.03), rest),)),
-    "behind its answer": (behind_its_answer, ((padded(9 << 20),),)),
-    "refused": (refused, ()),
+def slow(gate: Semaphore) -> Steps:
+    return hold(gate), answer
+
+
+#: How a client enters a phase, and what the target does with its request; what is slow waits until the client is dead.
+PHASES: dict[str, tuple[Callable[..., None], Callable[[Semaphore], Steps]]] = {
+    "idle": (idle, lambda gate: (answer,)),
+    "in its request": (in_its_request, lambda gate: (answer,)),
+    "in line": (in_line, slow),
+    "in flight": (in_flight, slow),
+    "pipelining": (pipelining, slow),
+    "in its answer": (in_its_answer, lambda gate: (half, hold(gate), rest)),
+    "behind its answer": (behind_its_answer, lambda gate: (padded(9 << 20),)),
+    "refused": (refused, lambda gate: (answer,)),
 }
 
 
@@ -77,10 +83,12 @@ def kill(service):
 @pytest.mark.parametrize(("enter", "steps"), PHASES.values(), ids=PHASES)
 def test_client_killed_leaves_a_whole_pool(enter, steps):
     max_message = "10k" if enter is refused else "16M"
-    with Target(in_turn(*steps)) as target, serving(target, max_message=max_message) as service:
+    gate = Semaphore(0)
+    with Target(in_turn(steps(gate))) as target, serving(target, max_message=max_message) as service:
         with Client(service.address, receive_buffer=4096) as client:
             enter(service, target, client)
             kill(service)
+            gate.release()
             with Client(service.address) as other:
                 assert other.ask(b"next") == b"next"
         wait_until(lambda: service.is_whole)

@@ -7,7 +7,6 @@ close with bytes unread, destroys what is on its way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import monotonic
 
 import gevent
 import pytest
@@ -18,7 +17,7 @@ from tests.support.framing import HTTP
 from tests.support.service import Service, serving
 from tests.support.stream import Closed
 from tests.support.target import Connection, Target
-from tests.support.wait import wait_until
+from tests.support.wait import PATIENCE, wait_until
 
 #: More than the kernel takes for a client that reads nothing: gmux spools it.
 SPOOLED = 8 << 20
@@ -127,11 +126,9 @@ def test_client_that_takes_nothing_of_its_last_answer_is_cut_off():
         serving(target, **settings) as service,
         Client(service.address, HTTP, 16 << 10) as client,
     ):
-        begin = monotonic()
         client.send_raw(CLOSING["Connection: close"])
         wait_taken(target, service)
         service.wait_clients(0)
-        assert monotonic() - begin < 2.0
         with pytest.raises(Closed):
             client.exactly(SENT)
 
@@ -141,10 +138,10 @@ def test_drain_slow_client_gets_all():
     with BigTarget(SENT) as target, serving(target) as service, Client(service.address, HTTP, 16 << 10) as client:
         client.send_raw(STAYING)
         wait_taken(target, service)
-        draining = gevent.spawn(service.route.drain, 10.0)
+        draining = gevent.spawn(service.route.drain, PATIENCE)
         assert slow_size(client) == SENT
         client.sock.close()
-        assert draining.get(timeout=5)
+        assert draining.get(timeout=PATIENCE)
 
 
 @pytest.mark.usefixtures("short_linger")
@@ -157,7 +154,6 @@ def test_drain_client_that_takes_nothing_is_cut_off():
     ):
         client.send_raw(STAYING)
         wait_taken(target, service)
-        draining = gevent.spawn(service.route.drain, 10.0)
+        draining = gevent.spawn(service.route.drain, 2 * PATIENCE)
         service.wait_clients(0)
-        # The connections to the target have CLOSE_TIMEOUT of their own.
-        draining.get(timeout=3)
+        draining.get(timeout=PATIENCE)
