@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket as plain
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -13,6 +14,20 @@ from tests.support.service import Server
 from tests.support.target import Target
 
 needs_ipv6 = pytest.mark.skipif(not plain.has_dualstack_ipv6(), reason="no IPv6 here")
+
+
+@contextmanager
+def reserved_port(family: plain.AddressFamily) -> Iterator[int]:
+    """A port that is free at all addresses, with IPv6 also at those of IPv4.
+
+    It stays bound and does not listen: nobody else gets it at any address, and gmux can have it (SO_REUSEADDR).
+    """
+    with plain.socket(family) as sock:
+        sock.setsockopt(plain.SOL_SOCKET, plain.SO_REUSEADDR, 1)
+        if family == plain.AF_INET6:
+            sock.setsockopt(plain.IPPROTO_IPV6, plain.IPV6_V6ONLY, 0)
+        sock.bind(("", 0))
+        yield sock.getsockname()[1]
 
 
 def takes_clients(host: str, port: int) -> bool:
@@ -40,24 +55,22 @@ def test_listen_bare_port_takes_clients_at_all_addresses():
 
 
 def test_listen_host_and_port_takes_clients_there_alone():
-    # Bound and not listening: nobody else gets the port, and gmux can have it (SO_REUSEADDR).
-    with closing(plain.socket()) as reserved, Target() as target:
-        reserved.setsockopt(plain.SOL_SOCKET, plain.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.2", 0))
-        port = reserved.getsockname()[1]
-        with Server(target, "-l", f"127.0.0.2:{port}", listen="") as server:
-            assert server.address == ("127.0.0.2", port)
-            assert takes_clients("127.0.0.2", port)
-            assert not takes_clients("127.0.0.1", port)
+    with ExitStack() as stack:
+        port = stack.enter_context(reserved_port(plain.AF_INET))
+        target = stack.enter_context(Target())
+        server = stack.enter_context(Server(target, "-l", f"127.0.0.2:{port}", listen=""))
+        assert server.address == ("127.0.0.2", port)
+        assert takes_clients("127.0.0.2", port)
+        assert not takes_clients("127.0.0.1", port)
 
 
 @needs_ipv6
 def test_listen_and_target_with_ipv6_addresses_take_clients_and_requests_there():
-    with Target(address=("::1", 0)) as target:
-        with Server(target, "-l", "[::1]:0", "-t", f"[::1]:{target.server_port}", listen="", target="") as server:
-            host, port = server.address
-            assert host == "::1"
-            assert takes_clients(host, port)
+    with reserved_port(plain.AF_INET6) as port, Target(address=("::1", 0)) as target:
+        words = ("-l", f"[::1]:{port}", "-t", f"[::1]:{target.server_port}")
+        with Server(target, *words, listen="", target="") as server:
+            assert server.address == ("::1", port)
+            assert takes_clients("::1", port)
             assert not takes_clients("127.0.0.1", port)
         assert target.requests == [b"hello"]
 

@@ -36,14 +36,15 @@ def test_graceful_timeout_over_cuts_off_requests_under_way():
             wait_until(lambda: target.requests)
             begin = monotonic()
             assert server.stop() == 0
-            assert 0.29 <= monotonic() - begin < 4
+            # The default is 30 s.
+            assert 0.29 <= monotonic() - begin < 15
             assert client.outcome(b"") == "closed"
         assert server.said("requests were cut off after 0.3 s of draining")
 
 
 def test_graceful_timeout_not_over_lets_requests_under_way_end():
     gate = Semaphore(0)
-    with Target((hold(gate), answer)) as target, Server(target, graceful_timeout="5s") as server:
+    with Target((hold(gate), answer)) as target, Server(target, graceful_timeout="20s") as server:
         with Client(server.address) as client, Client(server.address) as idle:
             client.send(b"request")
             wait_until(lambda: target.requests)
@@ -63,8 +64,14 @@ def test_spin_one_second_is_seen_as_processor_time_after_a_request():
         client.ask(b"first")
         (worker,) = server.workers()
         before = cpu_seconds(worker)
-        client.ask(b"second")
-        wait_until(lambda: cpu_seconds(worker) - before >= 0.2)
+
+        def has_polled() -> bool:
+            # Each is another second of polling, of which a busy machine may give little; by itself it costs nothing.
+            client.ask(b"again")
+            gevent.sleep(0.2)
+            return cpu_seconds(worker) - before >= 0.2
+
+        wait_until(has_polled)
 
 
 @pytest.mark.parametrize(("spin", "polls"), [("0", False), ("50us", True)])
@@ -82,10 +89,14 @@ def test_spin_looks_at_the_clock_only_for_a_time_after_a_request(monkeypatch, sp
         service.wait_ready()
         client.ask(b"request")
         assert bool(looks) is polls
-        gevent.sleep(0.01)
-        before = looks
-        gevent.sleep(0.05)
-        assert looks == before
+
+        def is_still() -> bool:
+            before = looks
+            gevent.sleep(0.05)
+            return looks == before
+
+        # Not at once: a busy machine gives the loop its last turn of polling later than its timers.
+        wait_until(is_still)
 
 
 def test_spin_or_not_idle_service_uses_no_processor_time():
@@ -100,9 +111,9 @@ def test_spin_or_not_idle_service_uses_no_processor_time():
             pids += [server.pid, *server.workers()]
         assert len(pids) == 4
         before = list(map(cpu_seconds, pids))
-        gevent.sleep(0.4)
-        # A loop that polls would use all of it.
-        assert all(cpu_seconds(pid) - was <= 0.05 for pid, was in zip(pids, before, strict=True))
+        gevent.sleep(1)
+        # A loop that polls would use all of it, or its share of a busy machine.
+        assert all(cpu_seconds(pid) - was <= 0.1 for pid, was in zip(pids, before, strict=True))
 
 
 # The log.
