@@ -271,7 +271,7 @@ def test_example_codec_refusal_closes_unless_the_request_was_whole(example):
 def test_example_codec_is_listed_when_installed(installed, project):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     words = [sys.executable, "-m", "gmux", "list"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     (name,) = project["project"]["entry-points"][registry.GROUP]
     assert f"* {name}" in done.stdout.splitlines()
 
@@ -291,7 +291,7 @@ def test_make_run_names_a_client_that_works(protocol):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
     said = re.search(r"Try in another terminal: ([^\"]+)\"", done.stdout)
@@ -299,7 +299,7 @@ def test_make_run_names_a_client_that_works(protocol):
     words = said[1].split()
     if words[0].endswith("python"):
         answer = subprocess.run(
-            [sys.executable, *words[1:]], cwd=ROOT, input="quit\n", capture_output=True, text=True, timeout=20
+            [sys.executable, *words[1:]], cwd=ROOT, input="quit\n", capture_output=True, text=True, timeout=60
         )
         # No gmux listens: it must come as far as to find that out.
         assert "unknown" not in answer.stderr

@@ -132,7 +132,7 @@ def loaded_after(code: str) -> set[str]:
     code = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
     # -S leaves out `site`, whose .pth files may load anything; the paths are given instead.
     paths = f"import sys; sys.path[:] = {sys.path!r}\n"
-    done = subprocess.run([sys.executable, "-S", "-c", paths + code], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-S", "-c", paths + code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

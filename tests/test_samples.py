@@ -18,7 +18,7 @@ from gmux.samples.echo import EchoTarget
 from gmux.samples.http import HttpTarget, numbered_lines
 from gmux.samples.iso8583 import Iso8583Target, MpuTarget
 
-SECONDS = 5.0
+SECONDS = 20.0
 CARD = "4111111111111111"
 
 

@@ -74,7 +74,7 @@ def test_slot_of_another_process_is_refused_and_its_holder_named(tmp_path, holde
 
 def test_slot_of_a_killed_process_is_free_at_once(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
-    holder.wait(10)
+    holder.wait(30)
     FileSlots(tmp_path, TARGET, 1, LOG).acquire(0).release()
 
 
@@ -85,8 +85,8 @@ def test_slot_is_waited_for_until_its_holder_is_gone(tmp_path, holder, caplog):
     gevent.idle()  # the waiter runs, finds no slot and waits
     assert not waiter.ready()
     holder.kill()
-    holder.wait(10)
-    waiter.get(timeout=10).release()
+    holder.wait(30)
+    waiter.get(timeout=30).release()
     told = [r.getMessage() for r in caplog.records]
     assert told == [f"waiting for a connection to the target held by another gmux, process {holder.pid}"]
 
@@ -94,7 +94,7 @@ def test_slot_is_waited_for_until_its_holder_is_gone(tmp_path, holder, caplog):
 def test_slot_that_does_not_become_free_is_waited_for_no_longer_than_allowed(tmp_path):
     keeper = FileSlots(tmp_path, TARGET, 1, LOG)
     held = keeper.acquire(0)
-    with gevent.Timeout(10), pytest.raises(ConnectTimeout):
+    with gevent.Timeout(30), pytest.raises(ConnectTimeout):
         keeper.acquire(0.05)
     held.release()
 
@@ -110,7 +110,7 @@ def test_slot_is_not_inherited_by_a_program_that_gmux_starts(tmp_path):
         try:
             keeper.acquire(0).release()
         finally:
-            child.communicate(b"\n", timeout=10)
+            child.communicate(b"\n", timeout=30)
 
 
 def test_slot_file_that_is_a_link_is_not_followed(tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
-from contextlib import ExitStack
-from time import thread_time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from time import monotonic, thread_time
 
 import gevent
 import pytest
@@ -13,14 +15,14 @@ from gevent import socket
 
 from gmux.codecs.http import HttpCodec
 from gmux.net import READ_SIZE
+from gmux.ratelimit import MAX_LINES, PERIOD
+from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client
 from tests.support.framing import HTTP
-from tests.support.service import LOG, Service, failing_on_errors, serving
+from tests.support.service import LOG, Service, serving
 from tests.support.stream import Closed
 from tests.support.target import closed_port
 from tests.support.wait import wait_until
-
-DEADLINE = 25.0
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 REFUSAL = b"HTTP/1.1 502 "
@@ -31,12 +33,6 @@ FEW = 500
 
 CHUNKS = 200_000
 CHUNK = b"1\r\nx\r\n"
-
-
-@pytest.fixture(autouse=True)
-def _guarded():
-    with failing_on_errors(), gevent.Timeout(DEADLINE):
-        yield
 
 
 @pytest.fixture
@@ -55,7 +51,7 @@ def refused(monkeypatch) -> list[None]:
 
 def dead_service(stack: ExitStack) -> Service:
     """A route to a target that is known to be down, for longer than the test."""
-    service = stack.enter_context(serving(closed_port(), protocol="http", retry_delay="30s"))
+    service = stack.enter_context(serving(closed_port(), protocol="http", retry_delay="10m"))
     with Client(service.address, HTTP) as client:
         client.send_raw(GET)
         assert HTTP.read(client).startswith(REFUSAL)
@@ -129,6 +125,17 @@ def test_pipelined_requests_client_vanishes_in_the_middle_nothing_is_left(refuse
         service.wait_clients(0)
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """A collection goes through what all other tests have left: it holds the loop for longer than what is measured."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def longest_hold(during) -> float:
     """The share of the CPU time of `during` that one turn of the loop takes; the second longest, as one may be odd.
 
@@ -163,7 +170,9 @@ def test_upload_in_chunks_of_one_byte_does_not_hold_the_loop(clients):
         def run() -> None:
             gevent.joinall([gevent.spawn(upload, user) for user in users], raise_error=True)
 
-        assert longest_hold(run) < 0.75 * clients * READ_SIZE / len(CHUNK) / CHUNKS
+        with no_garbage_collection():
+            hold = longest_hold(run)
+        assert hold < 0.75 * clients * READ_SIZE / len(CHUNK) / CHUNKS
 
 
 def test_log_of_many_refusals_for_the_same_cause_is_bounded_and_counts_all(caplog, monkeypatch):
@@ -183,11 +192,14 @@ def test_log_of_many_refusals_for_the_same_cause_is_bounded_and_counts_all(caplo
         return sum(int(count[1]) if count else 1 for count in counts)
 
     with ExitStack() as stack:
+        begin = monotonic()
         service = dead_service(stack)
         with Client(service.address, HTTP) as client:
             client.send_raw(GET * (number - 1))
             assert count_refusals(client, number - 1) == number - 1
+        # On a busy machine they take more than one period, which has its lines anew. A timer may be a little early.
+        periods = 1 + int((monotonic() - begin) / (0.9 * PERIOD))
         wait_until(lambda: told() >= number, what="the word on those that were left out")
     assert told() == number
-    assert len(lines()) <= 30
-    assert re.search(r"\d+ more", lines()[-1])
+    assert len(lines()) <= periods * (MAX_LINES + 1)
+    assert any(re.search(r"\d+ more", line) for line in lines())
