@@ -5,6 +5,7 @@ Nothing here is monkey-patched: the sockets are the standard library's, and wait
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -86,8 +87,24 @@ def connect(address: Address, seconds: float) -> socket.socket:
     except OSError as error:
         raise ConnectError(f"cannot connect to the target {where}: {error.strerror or error}") from None
     sock = socket.socket(fileno=connected.detach())
+    if _is_own_end(sock):
+        prepare_reset(sock)
+        sock.close()
+        raise ConnectError(f"cannot connect to the target {where}: {os.strerror(errno.ECONNREFUSED)}")
     prepare(sock)
     return sock
+
+
+def _is_own_end(sock: socket.socket) -> bool:
+    """Whether the connection is one to itself.
+
+    Where nobody listens at a port of this machine, the kernel may pick that port for the attempt: the two ends are one
+    socket then, and each request would be its own answer.
+    """
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:
+        return False  # it has ended already; who uses it finds out
 
 
 def unacknowledged(sock: socket.socket) -> int:

@@ -185,6 +185,28 @@ def test_connect_that_fails_oddly_clients_are_refused_and_it_is_tried_again(erro
             assert_recovers(service, target, patch.undo)
 
 
+def test_connect_that_meets_itself_is_a_target_that_is_down(monkeypatch):
+    """The kernel may pick the very port that nobody listens at for the attempt: gmux would answer its own requests."""
+
+    def meet_itself(address):
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.connect(address)
+        return sock
+
+    address = closed_port()
+    with monkeypatch.context() as patch, serving(address) as service:
+        patch.setattr(net.gevent_socket, "create_connection", meet_itself)
+        with Client(service.address) as client:
+            assert client.outcome(b"in vain") == "closed"
+        # It keeps the port from nobody.
+        patch.undo()
+        with Target(address=address) as target:
+            service.wait_ready()
+            assert target.accepted == 1
+
+
 def test_keeper_of_slots_that_fails_oddly_idle_service_tries_again_by_itself():
     """Nobody asks: the connection that is to be kept is made when it can be."""
     slots = FailingSlots(1)
