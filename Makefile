@@ -13,7 +13,12 @@ TRY_echo = nc 127.0.0.1 $(PORT)   (type a line)
 TRY_iso8583 = $(BIN)/python examples/iso8583_client.py $(PORT)
 TRY_mpu = $(BIN)/python examples/iso8583_client.py --header digits $(PORT)
 
-.PHONY: run test style types tests format clean
+# What is not set has the default that `--help` of the command tells.
+LOAD = $(if $(TARGET_DELAY),--delay $(TARGET_DELAY)) $(if $(PIPELINE),--pipeline $(PIPELINE)) \
+	$(if $(SECONDS),--seconds $(SECONDS))
+LOADTEST = $(LOAD) $(if $(USERS),--users $(USERS)) $(if $(RATE),--rate $(RATE))
+
+.PHONY: run test style types tests format loadtest clean
 
 run: $(VENV)/installed
 	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s); ^C ends it."
@@ -36,8 +41,12 @@ format: $(VENV)/tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# make loadtest PROTO=iso8583 TARGET_DELAY=2ms USERS=1,50 RATE=10 POOL_SIZE=1 PIPELINE=32 SECONDS=4
+loadtest: $(VENV)/loadtested
+	@$(BIN)/python -m loadtest.run --proto $(PROTO) --pool-size $(POOL_SIZE) $(LOADTEST)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) loadtest/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -47,4 +56,9 @@ $(VENV)/installed: setup.cfg pyproject.toml
 $(VENV)/tested: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[test]'
+	@touch $@ $(VENV)/installed $(VENV)/loadtested
+
+$(VENV)/loadtested: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[loadtest]'
 	@touch $@ $(VENV)/installed

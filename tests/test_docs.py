@@ -157,7 +157,9 @@ def test_targets_of_make_that_the_page_mentions_exist(page):
 @each_page
 def test_files_that_the_page_names_exist(page):
     named = {
-        span for span in SPAN.findall(prose(page)) if re.fullmatch(r"(gmux|tests|docs|examples)/[\w/]+\.(py|md)", span)
+        span
+        for span in SPAN.findall(prose(page))
+        if re.fullmatch(r"(gmux|tests|loadtest|docs|examples)/[\w/]+\.(py|md)", span)
     }
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
