@@ -17,8 +17,9 @@ TRY_mpu = $(BIN)/python examples/iso8583_client.py --header digits $(PORT)
 LOAD = $(if $(TARGET_DELAY),--delay $(TARGET_DELAY)) $(if $(PIPELINE),--pipeline $(PIPELINE)) \
 	$(if $(SECONDS),--seconds $(SECONDS))
 LOADTEST = $(LOAD) $(if $(USERS),--users $(USERS)) $(if $(RATE),--rate $(RATE))
+BENCH = $(LOAD) $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-.PHONY: run test style types tests format loadtest clean
+.PHONY: run test style types tests format loadtest bench clean
 
 run: $(VENV)/installed
 	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s); ^C ends it."
@@ -44,6 +45,10 @@ format: $(VENV)/tested
 # make loadtest PROTO=iso8583 TARGET_DELAY=2ms USERS=1,50 RATE=10 POOL_SIZE=1 PIPELINE=32 SECONDS=4
 loadtest: $(VENV)/loadtested
 	@$(BIN)/python -m loadtest.run --proto $(PROTO) --pool-size $(POOL_SIZE) $(LOADTEST)
+
+# make bench PROTO=http CLIENTS=1,16,128 ROUNDS=3 TARGET_DELAY=2ms POOL_SIZE=1 PIPELINE=32 SECONDS=2
+bench: $(VENV)/installed
+	@$(BIN)/python -m loadtest.bench --proto $(PROTO) --pool-size $(POOL_SIZE) $(BENCH)
 
 clean:
 	rm -rf $(VENV) loadtest/out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
