@@ -8,7 +8,7 @@ answer is dropped, and never becomes that of a new request with the same key.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import cast
 
 from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part
@@ -16,28 +16,18 @@ from gmux.deadlines import Deadlines
 from gmux.errors import BadAnswer, ExchangeError
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream, PipelineOwner
+from gmux.upstream import Traits
 
 
 class KeyedUpstream(PipelinedUpstream):
-    """`late_window`: seconds for which the key of a request without answer is reserved; 0: as long as it is open."""
-
     __slots__ = ("_alone", "_in_flight", "_late")
 
-    def __init__(
-        self,
-        owner: PipelineOwner,
-        sock: socket.socket,
-        decoder: AnswerDecoder,
-        kick: Callable[[], None],
-        verbose: bool,
-        depth: int,
-        late_window: float,
-    ) -> None:
-        super().__init__(owner, sock, decoder, kick, verbose, depth)
+    def __init__(self, owner: PipelineOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
+        super().__init__(owner, sock, decoder, traits)
         self._in_flight: dict[Hashable, Exchange] = {}
         # The exchange that nothing may be put beside: a greeting.
         self._alone: Exchange | None = None
-        self._late: Deadlines[Hashable] = Deadlines(late_window, self._late_over)
+        self._late: Deadlines[Hashable] = Deadlines(traits.late_window, self._late_over)
 
     def fits(self, exchange: Exchange) -> bool:
         key = cast(KeyedRequest, exchange.request).key

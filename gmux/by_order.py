@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Callable
 
 from gmux.codecs.base import AnswerDecoder, Part
 from gmux.errors import ExchangeError
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream, PipelineOwner
+from gmux.upstream import Traits
 
 
 class OrderedUpstream(PipelinedUpstream):
     __slots__ = ("_in_flight",)
 
-    def __init__(
-        self,
-        owner: PipelineOwner,
-        sock: socket.socket,
-        decoder: AnswerDecoder,
-        kick: Callable[[], None],
-        verbose: bool,
-        depth: int,
-    ) -> None:
-        super().__init__(owner, sock, decoder, kick, verbose, depth)
+    def __init__(self, owner: PipelineOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
+        super().__init__(owner, sock, decoder, traits)
         self._in_flight: deque[Exchange] = deque()
 
     def fits(self, exchange: Exchange) -> bool:

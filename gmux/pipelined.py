@@ -8,7 +8,6 @@ before any of the answers is delivered: the target never idles while requests wa
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from typing import Protocol
 
 from gevent import get_hub
@@ -17,7 +16,7 @@ from gmux import net
 from gmux.codecs.base import AnswerDecoder, Part
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
-from gmux.upstream import Owner, Upstream
+from gmux.upstream import Owner, Traits, Upstream
 
 
 class PipelineOwner(Owner, Protocol):
@@ -46,18 +45,10 @@ class PipelinedUpstream(Upstream):
 
     _owner: PipelineOwner
 
-    def __init__(
-        self,
-        owner: PipelineOwner,
-        sock: socket.socket,
-        decoder: AnswerDecoder,
-        kick: Callable[[], None],
-        verbose: bool,
-        depth: int,
-    ) -> None:
-        super().__init__(owner, sock, decoder, kick, verbose)
+    def __init__(self, owner: PipelineOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
+        super().__init__(owner, sock, decoder, traits)
         self.load = 0
-        self._depth = depth
+        self._depth = traits.depth
         # Requests of this turn of the loop, which go out together.
         self._batch: list[bytes] = []
         # The request that has the connection for itself, and its body.

@@ -113,11 +113,8 @@ class PipelinedPool(Pool):
     # What differs from the strict pool.
 
     def _wrap(self, sock: socket.socket) -> Upstream:
-        depth, is_traced = self._settings.pipeline, self._trace is not None
-        decoder = self._codec.answer_decoder()
-        if self._is_by_key:
-            return KeyedUpstream(self, sock, decoder, self._kick, is_traced, depth, self._settings.late_window)
-        return OrderedUpstream(self, sock, decoder, self._kick, is_traced, depth)
+        kind = KeyedUpstream if self._is_by_key else OrderedUpstream
+        return kind(self, sock, self._codec.answer_decoder(), self._traits)
 
     def _hand_over(self, upstream: Upstream) -> None:
         if self._waiting and (not upstream.is_stale() or upstream.catch_up()):

@@ -31,7 +31,7 @@ from gmux.ratelimit import LimitedWarnings
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
 from gmux.trace import Trace
-from gmux.upstream import CLOSE_TIMEOUT, Upstream
+from gmux.upstream import CLOSE_TIMEOUT, Traits, Upstream
 
 #: The longest pause between two attempts to connect, seconds; a longer first one stands.
 MAX_RETRY_DELAY = 30.0
@@ -129,6 +129,7 @@ class Pool:
         self._log = log
         self.warn = LimitedWarnings(log)
         self._trace = trace
+        self._traits = Traits(spinner.kick, trace is not None, settings.hears, settings.pipeline, settings.late_window)
         self._permits = BoundedSemaphore(settings.size)
         self._idle: list[Upstream] = []
         self._upstreams: dict[Upstream, Slot] = {}
@@ -365,7 +366,6 @@ class Pool:
             slot.release()
             raise
         self._upstreams[upstream] = slot
-        upstream.hears = settings.hears
         if settings.max_age:
             self._aging.add(upstream)
         self._log.info("new target connection: %s", upstream.name)
@@ -373,7 +373,7 @@ class Pool:
 
     def _wrap(self, sock: socket.socket) -> Upstream:
         """The connection over a connected socket. Raises OSError when that has ended already."""
-        return StrictUpstream(self, sock, self._codec.answer_decoder(), self._kick, self._trace is not None)
+        return StrictUpstream(self, sock, self._codec.answer_decoder(), self._traits)
 
     def _greet(self, upstream: Upstream) -> None:
         """Send what --on-connect says, if there is something; then the connection is free as behind any answer."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
 from gmux import net
 from gmux.codecs.base import AnswerDecoder
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
-from gmux.upstream import Owner, Upstream
+from gmux.upstream import Owner, Traits, Upstream
 
 
 class StrictUpstream(Upstream):
@@ -17,10 +16,8 @@ class StrictUpstream(Upstream):
 
     __slots__ = ("exchange",)
 
-    def __init__(
-        self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, kick: Callable[[], None], verbose: bool
-    ) -> None:
-        super().__init__(owner, sock, decoder, kick, verbose)
+    def __init__(self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
+        super().__init__(owner, sock, decoder, traits)
         self.exchange: Exchange | None = None
 
     def send(self, exchange: Exchange) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -61,12 +62,29 @@ class Owner(Protocol):
         """A message passed; called only when `verbose` is set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the upstream connections of a pool have in common.
+
+    kick        called when an answer may come soon
+    verbose     asks for a call of `saw` for each message
+    hears       messages that nobody asked for are framed, and the pool decides on them; else any byte of one is doubt
+    depth       exchanges in flight on one connection, at most
+    late_window seconds for which the key of a request without answer is reserved; 0: as long as the connection is open
+    """
+
+    kick: Callable[[], None]
+    verbose: bool = False
+    hears: bool = False
+    depth: int = 1
+    late_window: float = 0.0
+
+
 class Upstream:
-    """See the module. `verbose` asks for a call of `saw` for each message.
+    """See the module.
 
     `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said. `is_aged`:
-    it is to be replaced as soon as nothing is in flight. `hears`: messages that nobody asked for are framed, and the
-    pool decides on them; else any byte of one is doubt. `greeting` is what was sent first, until it is answered.
+    it is to be replaced as soon as nothing is in flight. `greeting` is what was sent first, until it is answered.
     """
 
     __slots__ = (
@@ -94,16 +112,14 @@ class Upstream:
         "_close_reason",
     )
 
-    def __init__(
-        self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, kick: Callable[[], None], verbose: bool
-    ) -> None:
+    def __init__(self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
         self.name = f"{net.format_address(sock.getsockname())} <-> {net.format_address(sock.getpeername())}"
         self.opened = monotonic()
         self.used = 0
         self.idle_limit = NO_LIMIT
         self.is_closing = self.is_closed = self.is_retired = self.is_aged = False
-        self.verbose = verbose
-        self.hears = False
+        self.verbose = traits.verbose
+        self.hears = traits.hears
         self.greeting: Exchange | None = None
         self._owner = owner
         self._sock = sock
@@ -115,7 +131,7 @@ class Upstream:
         # before each request: a poll costs a third of a peek, which would raise in the common case.
         self.is_stale = partial(poller.poll, 0)
         self._decoder = decoder
-        self._kick = kick
+        self._kick = traits.kick
         # When the process is killed the kernel closes for it. What it has not sent yet would go out first, while the
         # slot is free already: the target would see this connection and its successor.
         net.prepare_reset(sock)
