@@ -146,9 +146,10 @@ def serve(config: Config) -> None:
         # Known before the start: in the worker it would be a failure to try again, without end.
         samples.check(config.protocol)
     LOGGER.addFilter(DropTracebacks())
-    config = fit_descriptors(config)
     check_codec(config)
     runtime_dir = slots.runtime_dir()
     listening = net.listen(config.listen)
     LOGGER.info("listening on %s", net.format_address(listening.getsockname()))
+    # It may warn; a service that cannot start has said its one line by now.
+    config = fit_descriptors(config)
     App(config, listening, runtime_dir).run()

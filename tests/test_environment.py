@@ -100,6 +100,20 @@ def test_variables_of_gunicorn_do_not_disturb_the_service(variables, shell):
         assert not [line for line in server.log if line.startswith(("WARN", "ERRO"))]
 
 
+def test_descriptors_few_service_that_cannot_start_says_one_line():
+    """How many clients it would have taken is of no interest."""
+    command = f"ulimit -n 64; exec {shlex.quote(sys.executable)} -m gmux server -l 192.0.2.1:8000"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    said = "gmux: cannot listen on 192.0.2.1:8000: Cannot assign requested address\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+def test_descriptors_few_service_that_starts_tells_how_many_clients_it_takes(shell):
+    shell("ulimit -n 64")
+    with Server(("127.0.0.1", 1), target="embedded", protocol="echo", max_clients="") as server:
+        wait_until(lambda: server.said("--max-clients: 10000 is too many for 64 descriptors (ulimit -n): 14 are taken"))
+
+
 def test_descriptors_all_taken_by_clients_target_restarts_clients_are_served(shell):
     """More clients than descriptors: those that wait to be accepted must not get what a new connection needs."""
     shell("ulimit -n 64")

@@ -30,6 +30,9 @@ ROOT = Path(__file__).parents[2]
 #: Settings of every test that says nothing else: a target that failed is tried again at once.
 QUICK = {"retry_delay": "10ms"}
 
+#: Clients that even a machine with few descriptors (`ulimit -n` of 1024) takes without a word about them in the log.
+FEW_CLIENTS = {"max_clients": "500"}
+
 
 class MemorySlots:
     """The slots of one process; it is its own slot, because one is like the other."""
@@ -163,7 +166,7 @@ class Server:
     """
 
     def __init__(self, target: Target | tuple[str, int], /, *words: str, **settings: str) -> None:
-        usual = {"listen": "127.0.0.1:0"} | QUICK
+        usual = {"listen": "127.0.0.1:0"} | QUICK | FEW_CLIENTS
         if isinstance(target, Target):
             usual["protocol"] = target.framing.protocol
             target = (target.server_host, target.server_port)
