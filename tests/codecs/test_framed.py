@@ -265,7 +265,7 @@ def test_long_line_in_small_pieces_costs_linear_time():
     found = frames(decoder, [line[at : at + 64] for at in range(0, len(line), 64)])
     assert found == [line]
     # A search from the start each time would take minutes.
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 10
 
 
 @codecs
@@ -276,4 +276,4 @@ def test_many_small_messages_in_one_piece_cost_linear_time(kind):
     began = time.process_time()
     found = frames(decoder, [message[1:] + message * 200_000])
     assert len(found) == 200_001
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 10

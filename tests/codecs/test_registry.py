@@ -106,14 +106,14 @@ def test_codec_of_another_package_is_unknown_without_it():
 def test_codec_that_cannot_be_loaded_ends_gmux_server_with_one_line(third_party, tmp_path, code, reason):
     # Not a new worker after each that failed, for ever.
     (tmp_path / "gmux_star.py").write_text(code + "\n")
-    done = run(third_party, "-m", "gmux", "server", "-p", "star", "-l", "127.0.0.1:0", seconds=3)
+    done = run(third_party, "-m", "gmux", "server", "-p", "star", "-l", "127.0.0.1:0", seconds=60)
     assert done.returncode == 1
     assert reason in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_codec_without_a_sample_target_ends_gmux_server_for_embedded_with_one_line(third_party):
-    done = run(third_party, "-m", "gmux", "server", "-p", "star", "-t", "embedded", "-l", "127.0.0.1:0", seconds=3)
+    done = run(third_party, "-m", "gmux", "server", "-p", "star", "-t", "embedded", "-l", "127.0.0.1:0", seconds=60)
     assert done.returncode == 2
     assert done.stderr.startswith("gmux: --target: 'embedded' is not allowed with --protocol star")
     assert len(done.stderr.splitlines()) == 1
