@@ -11,7 +11,7 @@ import socket
 from collections import deque
 
 from gmux.codecs.base import AnswerDecoder, Part
-from gmux.errors import ExchangeError
+from gmux.errors import BadAnswer, ExchangeError
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream, PipelineOwner
 from gmux.upstream import Traits
@@ -31,6 +31,8 @@ class OrderedUpstream(PipelinedUpstream):
         return (
             exchange.request.pipelines
             and in_flight[-1].request.pipelines
+            # An answer that comes in parts may have no end for long, nor one that nobody waits for any more.
+            and not (in_flight[0].answered or in_flight[0].is_abandoned)
             and self.load < self._depth
             and not self.is_closing
             and not self.is_aged
@@ -40,14 +42,28 @@ class OrderedUpstream(PipelinedUpstream):
     def discard(self, exchange: Exchange, error: ExchangeError) -> None:
         in_flight = self._in_flight
         # Behind an answer without end nobody else gets one; but to close the connection must not cost them theirs.
-        if in_flight and in_flight[0] is exchange and all(map(self._may_go_again, list(in_flight)[1:])):
+        if exchange not in in_flight:
+            return
+        if in_flight[0] is exchange and all(map(self._may_go_again, list(in_flight)[1:])):
             self._break(error)
+        else:
+            self._owner.abandon(exchange)  # again later
+
+    def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
+        """The asker has waited for long enough; the exchange keeps its place, so that its answer is not another's."""
+        if exchange.answered:
+            self._owner.asked(exchange)  # its answer has begun, and `sent` watches the rest
+        else:
+            exchange.is_abandoned = True
+            exchange.asker.fail(exchange, error)
 
     def _admit(self, exchange: Exchange) -> None:
         if not self._in_flight:
             self._decoder.request = exchange.request
             self._owner.sent(self)
         self._in_flight.append(exchange)
+        exchange.upstream = self
+        self._owner.asked(exchange)
 
     def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
         decoder = self._decoder
@@ -62,12 +78,15 @@ class OrderedUpstream(PipelinedUpstream):
                 break
             if self.verbose:
                 self._owner.saw(self, exchange, part.data, True)
+            if exchange.end > self._written and not self._is_out(exchange):
+                raise BadAnswer("the target answered before it was asked")
             exchange.answered = True
             parts.append((exchange, part))
             if not part.last:
                 continue
             in_flight.popleft()
             self.load -= 1
+            self._owner.answered(exchange)
             if exchange.end > self._written:
                 return "the target answered before it had the whole request"
             if not part.reusable:
@@ -79,12 +98,14 @@ class OrderedUpstream(PipelinedUpstream):
                 return ""
             exchange = in_flight[0]
             decoder.request = exchange.request
-        if parts:
+        if parts and parts[-1][1].data:
             self._owner.sent(self)  # the target is not silent
         return ""
 
     def _drop_all(self) -> list[Exchange]:
         rest = list(self._in_flight)
+        for exchange in rest:
+            self._owner.answered(exchange)
         self._in_flight.clear()
         self._batch.clear()
         self.load = 0

@@ -25,7 +25,7 @@ import gevent
 from gevent import get_hub
 
 from gmux import net
-from gmux.codecs.base import Codec, Handled, Part, Request, RequestDecoder
+from gmux.codecs.base import Codec, Handled, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
 from gmux.exchange import Exchange
@@ -342,7 +342,7 @@ class Client:
                     self._advance()
             else:
                 self._shared.pool.forget(exchange)
-        elif part.data:
+        elif not isinstance(part, Interim):
             exchange.told = True
 
     def fail(self, exchange: Exchange, error: ExchangeError) -> None:

@@ -133,6 +133,11 @@ def parse_host(text: str) -> str:
     return text
 
 
+def format_authority(host: str, port: int) -> str:
+    """As in a Host field."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
     if text in ("ascii", "binary"):
         return text
@@ -356,6 +361,8 @@ class Config:
     def make_codec(self) -> Codec:
         """The codec of the protocol, with its limits and its settings. Raises ConfigError."""
         settings = {s.name: getattr(self, s.name) for s in SETTINGS if s.is_of_codec and self.protocol in s.protocols}
+        if "host" in settings:
+            settings["authority"] = "localhost" if self.target is None else format_authority(*self.target)
         return registry.load(self.protocol)(Limits(max_message=self.max_message), **settings)
 
     def make_greeting(self, codec: Codec) -> Request | None:

@@ -28,13 +28,25 @@ class Exchange:
     body      what follows `request.data`, when the request was too large for one piece
     answered  whether the target has begun to answer
     told      whether the asker was given a part of the answer
-    retries   how often it was sent again
+    retries   how often it was sent again as the one whose answer was due
+    repeats   how often it was sent again in all
     is_abandoned  whether the asker is gone
     upstream  of one that is answered by key, the connection that it is on
     end       of a pipelined one, the bytes that its connection was given up to its own last one
     """
 
-    __slots__ = ("asker", "request", "body", "answered", "told", "retries", "is_abandoned", "upstream", "end")
+    __slots__ = (
+        "asker",
+        "request",
+        "body",
+        "answered",
+        "told",
+        "retries",
+        "repeats",
+        "is_abandoned",
+        "upstream",
+        "end",
+    )
 
     upstream: object
     end: int
@@ -44,7 +56,7 @@ class Exchange:
         self.request = request
         self.body = body
         self.answered = self.told = False
-        self.retries = 0
+        self.retries = self.repeats = 0
         self.is_abandoned = False
 
     def close(self) -> None:

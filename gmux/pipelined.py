@@ -18,6 +18,10 @@ from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.upstream import Owner, Traits, Upstream
 
+#: How often a safe request is sent again because the connection closed while others were before it. A target that takes
+#: few requests on a connection needs some; one that never answers shall not have it for ever.
+MAX_REPEATS = 8
+
 
 class PipelineOwner(Owner, Protocol):
     """What a pipelined connection asks of its pool besides. No call may switch greenlets."""
@@ -30,6 +34,9 @@ class PipelineOwner(Owner, Protocol):
 
     def answered(self, exchange: Exchange) -> None:
         """It stops."""
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Its asker is gone; `discard` is called when it goes on for long."""
 
     def late(self, upstream: PipelinedUpstream) -> None:
         """The answer to a request came that was given up."""
@@ -210,6 +217,8 @@ class PipelinedUpstream(Upstream):
         again: list[Exchange] = []
         for exchange in rest[1:] if error is not None else rest:
             (again if self._may_go_again(exchange) else lost).append(exchange)
+        for exchange in again:
+            exchange.repeats += 1
         self._owner.repeat(again)
         if error is not None and rest:
             rest[0].asker.fail(rest[0], error)
@@ -224,7 +233,9 @@ class PipelinedUpstream(Upstream):
         return exchange.request.repeatable and self.used > 1 and not exchange.retries and is_untouched
 
     def _may_go_again(self, exchange: Exchange) -> bool:
-        return exchange.request.repeatable or not self._is_out(exchange)
+        if not self._is_out(exchange):
+            return True
+        return exchange.request.repeatable and exchange.repeats < MAX_REPEATS
 
     def _is_out(self, exchange: Exchange) -> bool:
         """Whether a byte of the request may have reached the target."""

@@ -98,7 +98,8 @@ class StrictUpstream(Upstream):
                     self._owner.freed(self)
                 exchange.asker.deliver(exchange, part)
                 return
-            self._owner.sent(self)
+            if part.data:
+                self._owner.sent(self)
             exchange.asker.deliver(exchange, part)
             part = decoder.next_event()
 

@@ -73,6 +73,8 @@ class GmuxWorker(Worker):  # type: ignore[misc]
 
     def run(self) -> None:
         route, config = self._route, self.app.config
+        # Until the first beat the arbiter takes a time of the wall clock for one of its own, and never misses a sign.
+        self.notify()
         route.start()
         while not self._stopping.wait(BEAT):
             self.notify()

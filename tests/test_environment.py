@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic
 
 import gevent
 import pytest
@@ -284,3 +285,13 @@ def test_budget_worker_killed_with_a_request_unsent_old_connection_is_reset(fram
         old.settimeout(PATIENCE)
         assert taken_before_reset(old) < 1 << 20
         new.close()
+
+
+def test_worker_that_hangs_at_once_is_watched_from_the_start():
+    """The arbiter looks at the time that a worker writes on a file of its own: at first that is the wall clock's."""
+    with Target() as target, Server(target) as server, Client(server.address) as client:
+        assert client.ask(b"hello") == b"hello"
+        (worker,) = server.workers()
+        files = [link for link in Path(f"/proc/{worker}/fd").iterdir() if "wgunicorn-" in os.readlink(link)]
+        assert files
+        assert all(link.stat().st_mtime <= monotonic() for link in files)

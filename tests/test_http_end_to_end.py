@@ -285,7 +285,7 @@ REFUSALS = {
     "431 number": (request(b"/", *[b"X: y"] * 100), b"431 Request Header Fields Too Large"),
     "501 coding": (request(b"/", b"Transfer-Encoding: gzip, chunked"), b"501 Not Implemented"),
     "501 CONNECT": (b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", b"501 Not Implemented"),
-    "505": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"505 HTTP Version Not Supported"),
+    "505": (b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", b"505 HTTP Version Not Supported"),
 }
 
 

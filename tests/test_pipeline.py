@@ -380,3 +380,66 @@ def test_pipeline_http_body_too_large_for_one_piece_has_the_connection_for_itsel
         for number, client in enumerate(clients):
             assert HTTP.payload(HTTP.read(client)) == b"%d" % number
         assert target.peak == 1
+
+
+def stream(connection):
+    """The beginning of an answer without end."""
+    connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+
+
+def test_pipeline_http_puts_nothing_behind_an_answer_that_has_begun():
+    with Scene(HTTP, pipeline="8", queue_timeout="200ms") as scene:
+        scene.warm()
+        scene.hold()
+        scene.ask_all(get(b"stream"))
+        wait_until(lambda: scene.script.count() == 1)
+        (connection,) = scene.script.held
+        stream(connection)
+        wait_until(lambda: any(upstream._in_flight[0].answered for upstream in scene.service.pool._upstreams))
+        (late,) = scene.ask_all(get(b"late"))
+        assert status(late) == b"503"
+        assert scene.script.names == [[b"stream"]]
+
+
+def test_pipeline_http_request_behind_an_answer_without_end_is_told_in_time_and_its_late_answer_dropped():
+    with Scene(HTTP, pipeline="8", timeout="400ms") as scene:
+        scene.warm()
+        scene.hold()
+        _, waiting = scene.ask_all(get(b"stream"), get(b"waiting"))
+        wait_until(lambda: scene.script.count() == 2)
+        (connection,) = scene.script.held
+        stream(connection)
+
+        def go_on() -> None:
+            connection.send(b"1\r\nx\r\n")
+            gevent.sleep(0.05)
+
+        ticker = gevent.spawn(lambda: [go_on() for _ in range(12)])
+        assert status(waiting) == b"504"
+        ticker.join()
+        connection.send(b"0\r\n\r\n" + HTTP.wrap(b"waiting"))
+        scene.script.held.clear()
+        scene.script.is_free = True
+        with Client(scene.service.address, HTTP) as client:
+            assert ask(client, b"next") == b"next"
+        assert scene.target.accepted == 1
+        assert scene.script.log == [b"stream", b"waiting", b"next"]
+
+
+def test_pipeline_http_answer_without_end_whose_client_left_while_it_waited_its_turn_ends(monkeypatch):
+    with Scene(HTTP, pipeline="8", timeout="20s") as scene:
+        monkeypatch.setattr(scene.service.pool._discarding, "_seconds", 0.1)
+        scene.warm()
+        scene.hold()
+        slow, gone, victim = scene.ask_all(get(b"slow"), get(b"gone"), get(b"victim"))
+        wait_until(lambda: scene.script.count() == 3)
+        (connection,) = scene.script.held
+        scene.script.held.clear()
+        gone.vanish("reset")
+        gevent.sleep(0.3)
+        scene.script.is_free = True
+        connection.send(HTTP.wrap(b"slow"))
+        assert HTTP.payload(HTTP.read(slow)) == b"slow"
+        stream(connection)
+        assert HTTP.payload(HTTP.read(victim)) == b"victim"
+        assert scene.script.log == [b"slow", b"gone", b"victim", b"victim"]

@@ -10,8 +10,11 @@ from gmux.codecs._buffer import Buffer
 from gmux.codecs._http_body import Body, ChunkedBody, EndBody, LengthBody
 from gmux.codecs._http_head import AnswerHead
 from gmux.codecs._http_request import HttpRequest
-from gmux.codecs.base import NO_LIMIT, Limits, Part, Request
+from gmux.codecs.base import NO_LIMIT, Interim, Limits, Part, Request
 from gmux.errors import BadAnswer, FramingError
+
+#: Interim answers before an answer; each of them is a sign of life, so without a limit a request would never end.
+MAX_INTERIMS = 32
 
 
 class HttpAnswerDecoder(Buffer):
@@ -30,6 +33,7 @@ class HttpAnswerDecoder(Buffer):
         "_reusable",
         "_idle_limit",
         "_requests_left",
+        "_interims",
         "_has_ended",
         "may_pipeline",
         "request",
@@ -47,6 +51,7 @@ class HttpAnswerDecoder(Buffer):
         self._close = self._reusable = self._has_ended = False
         self._idle_limit = NO_LIMIT
         self._requests_left: int | None = None
+        self._interims = 0
         self.may_pipeline = False
 
     def receive_eof(self) -> None:
@@ -104,15 +109,19 @@ class HttpAnswerDecoder(Buffer):
             raise BadAnswer("the target switched protocols, which nobody asked for")
         if head.framing.length or head.framing.is_chunked:
             raise BadAnswer("an interim answer has a body")
+        self._interims += 1
+        if self._interims > MAX_INTERIMS:
+            raise BadAnswer(f"more than {MAX_INTERIMS} interim answers came before an answer")
         if head.status == 100 or not request.minor_version:
             # 100 was answered by gmux already; HTTP/1.0 has no interim answers (RFC 9110 section 15.2). That the target
             # has begun to answer is said all the same: the request must not be sent again.
-            return Part(b"", last=False)
-        return Part(_http_head.without(head.lines, b"content-length") + _http_head.END, last=False)
+            return Interim(b"")
+        return Interim(_http_head.without(head.lines, b"content-length") + _http_head.END)
 
     def _begin(self, request: HttpRequest, head: AnswerHead) -> Part:
         framing = head.framing
         lines = head.lines
+        self._interims = 0
         self._idle_limit = head.idle_limit
         self.may_pipeline = head.may_pipeline
         self._reusable = head.stays and not request.has_doubtful_body and self._count(head.requests_left)

@@ -28,7 +28,7 @@ _FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t \x21-\x7e\x80-\xff]*
 _NOT_IN_TRAILERS = re.compile(
     rb"(?:content[_-]length|transfer[_-]encoding|host|connection|te|trailer|upgrade|expect|authorization|cookie"
     rb"|set-cookie|content-encoding|content-type|content-range|keep-alive|proxy-[a-z-]+|cache-control|max-forwards"
-    rb"|range|if-[a-z-]+|forwarded|x-forwarded-[a-z-]+|www-authenticate|location|retry-after):",
+    rb"|range|if-[a-z-]+|forwarded|x[_-]forwarded[_-][a-z_-]+|via|www-authenticate|location|retry-after):",
     re.IGNORECASE,
 )
 

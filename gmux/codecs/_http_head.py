@@ -23,6 +23,9 @@ END = b"\r\n\r\n"
 #: Behind the last of the lines that are joined by CRLF, this makes END.
 END_LINES = b"\r\n"
 
+#: What clients of HTTP/2 begin with, made so that servers of HTTP/1 refuse it (RFC 9113 section 3.4).
+PREFACE = b"PRI * HTTP/2.0\r\n"
+
 MAX_REQUEST_LINE = 8 * 1024
 MAX_FIELDS = 100
 
@@ -36,6 +39,9 @@ OURS = frozenset(
     b" content-length transfer-encoding host content_length transfer_encoding".split()
 )
 
+#: In an answer Host says nothing.
+OURS_IN_ANSWERS = OURS - {b"host"}
+
 _LOOK_ALIKES = frozenset((b"content_length", b"transfer_encoding"))
 
 #: A Connection field may not take these from a message.
@@ -45,7 +51,7 @@ _HOST = re.compile(rb"(?:(?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})+|\[[0-9A-
 _ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]*)([/?][!-\"$-~]*)?")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
 _REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/[0-9]\.[0-9]\r\n")
-_TRANSFER_ENCODING = re.compile(rb"\r\ntransfer-encoding:[\t ]*([^\r]*?)[\t ]*\r\n", re.IGNORECASE)
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] [0-9]{3}(?: [^\r\n]*)?\r\n")
 
 #: Seconds that a target keeps an idle connection, and the requests that it still takes on it.
 _KEEP_ALIVE = re.compile(rb"(?:^|[,\t ])(timeout|max)=([0-9]{1,9})(?=[,\t ]|$)", re.IGNORECASE)
@@ -125,14 +131,15 @@ def parse_request(head: bytes) -> gunicorn_h1c.HttpRequest:
     except gunicorn_h1c.LimitRequestHeaders as error:
         raise HeadTooLarge(str(error)) from None
     except gunicorn_h1c.InvalidHTTPVersion as error:
-        if _REQUEST_LINE.match(head):
+        if _REQUEST_LINE.match(head) and not head.startswith(PREFACE):
             raise VersionUnsupported("only HTTP/1.0 and HTTP/1.1 are spoken") from None
         raise FramingError(str(error)) from None
     except Exception as error:
         # All that it can say of a head is a refusal. It has two classes called IncompleteError, and exports the other.
-        found = _TRANSFER_ENCODING.search(head)
-        if found is not None:
-            check_codings(found[1])
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"transfer-encoding":
+                check_codings(value.strip(b"\t "))
         raise FramingError(str(error)) from None
 
 
@@ -166,10 +173,10 @@ def parse_answer(has_via: bool, head: bytes) -> AnswerHead:
     except Exception as error:  # as above
         raise FramingError(str(error)) from None
     status, minor_version = parsed["status"], parsed["minor_version"]
-    if minor_version not in (0, 1) or not 100 <= status <= 999:
+    if minor_version not in (0, 1) or not 100 <= status <= 999 or not _STATUS_LINE.match(head):
         raise FramingError("the status line is not HTTP/1")
     lines = [b"HTTP/1.1 %d %b" % (status, parsed["message"])]
-    framing = read_fields(parsed["headers"], lines)
+    framing = read_fields(parsed["headers"], lines, OURS_IN_ANSWERS)
     if framing.is_chunked and not minor_version:
         raise FramingError("Transfer-Encoding in HTTP/1.0")
     if has_via:
@@ -242,7 +249,8 @@ def read_fields(fields: Fields, lines: list[bytes], ours: Container[bytes] = OUR
             framing.options |= options
             nominated = nominated or not options <= _NEVER_NOMINATED
         elif lower == b"expect":
-            framing.expectation = value.lower()
+            # Two of them are a list, and no list is met.
+            framing.expectation = value.lower() if framing.expectation is None else b""
         elif lower == b"keep-alive":
             framing.keep_alive = value
         elif lower == b"te":

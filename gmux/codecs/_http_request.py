@@ -96,13 +96,14 @@ class HttpRequestDecoder(Buffer):
         self._chunked = None
         size = body.size
         request.has_doubtful_body = request.method in BODYLESS and size > 0
-        if not body.trailers:
+        trailers = self._rewriting.drop_from_trailers(body.trailers)
+        if not trailers:
             request.data += b"Content-Length: %d\r\n" % size + self._end
             return
         # Only chunks can have trailers. Whether the target knows them is in doubt.
         request.has_doubtful_body = True
         request.data += b"Transfer-Encoding: chunked\r\n" + self._end + (b"%x\r\n" % size if size else b"")
-        part.data += (b"\r\n" if size else b"") + b"0\r\n" + body.trailers + b"\r\n"
+        part.data += (b"\r\n" if size else b"") + b"0\r\n" + trailers + b"\r\n"
 
     def _begin(self, head: bytes) -> HttpRequest:
         parsed = _http_head.parse_request(head)
@@ -117,15 +118,15 @@ class HttpRequestDecoder(Buffer):
             if absolute is not None:
                 path = absolute[1]
         lines = [method + b" " + path + b" HTTP/1.1"]
-        framing = _http_head.read_fields(parsed.headers, lines, rewriting.ours)
+        framing = _http_head.read_fields(parsed.headers, lines)
         host = framing.host
         if host is None:
             if minor_version:
                 raise FramingError("Host is missing")
-            host = b""
-            lines.insert(1, b"Host:")
-        if rewriting.replaced and b"_" in head:
-            lines = rewriting.drop_alike(lines)
+            host = rewriting.authority
+            lines.insert(1, b"Host: " + host if host else b"Host:")
+        if rewriting.replaces:
+            lines = rewriting.drop_replaced(lines)
         if method in PROXIED:
             self._check_method(method, lines)
         if absolute is not None:

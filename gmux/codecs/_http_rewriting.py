@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from gmux.codecs import _http_head
 from gmux.errors import ConfigError
 
 #: Ways to tell the target of the client.
 OFF, X_FORWARDED, FORWARDED = "off", "x-forwarded", "forwarded"
 
-#: When gmux tells the target of the client, nobody else may: a client could claim to be any other.
-FORWARDED_NAMES = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+#: When gmux tells the target of the client, nobody else may: a client could claim to be any other, or to speak https.
+#: These are dropped, and all that begin with the prefix.
+FORWARDED_NAMES = frozenset((b"forwarded", b"x-real-ip", b"front-end-https", b"x-url-scheme", b"x-forwarded"))
+FORWARDED_PREFIX = b"x-forwarded-"
 
 #: Targets of HTTP/1.0 keep a connection only when they are asked to.
 KEEP_ALIVE = b"Connection: keep-alive"
@@ -17,7 +21,14 @@ KEEP_ALIVE = b"Connection: keep-alive"
 #: RFC 9110 section 10.1.4: TE is for the next hop, so Connection names it.
 TAKE_TRAILERS = b"TE: trailers\r\nConnection: keep-alive, TE"
 
-_NOT_TO_SET = _http_head.OURS | {b"via", b"trailer"}
+_NOT_TO_SET = _http_head.OURS | {b"via", b"trailer", b"max-forwards"}
+
+_NOT_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
+
+
+def canonical(name: bytes) -> bytes:
+    """The same for all names that CGI and its kin cannot tell apart: HTTP_X_USER for X-User, x_user and X.User."""
+    return _NOT_ALPHANUMERIC.sub(b"-", name.lower())
 
 
 class Rewriting:
@@ -28,24 +39,27 @@ class Rewriting:
                 what the client said of them itself is dropped
     set_header  names and values of fields that replace those of the client; an empty value: only dropped
     host        what the target gets as Host; empty: what the client asked for
+    authority   host and port of the target, for clients of HTTP/1.0 that ask for none (RFC 9112 section 3.3)
 
     Raises ConfigError.
     """
 
-    def __init__(self, via: bool, forwarded: str, set_header: tuple[tuple[str, str], ...], host: str) -> None:
-        for name, _ in set_header:
-            if name.lower().encode() in _NOT_TO_SET:
-                hint = "use --host" if name.lower() == "host" else "gmux writes this field itself"
-                raise ConfigError(f"--set-header: {name!r} is not allowed: {hint}")
+    def __init__(
+        self, via: bool, forwarded: str, set_header: tuple[tuple[str, str], ...], host: str, authority: str = ""
+    ) -> None:
         self.host = host.encode("latin-1")
+        self.authority = authority.encode("latin-1")
         self.sets_fields = bool(set_header)
         self.forwards = forwarded != OFF
         self._forwarded = forwarded
-        names = {name.lower().encode() for name, _ in set_header} | (FORWARDED_NAMES if self.forwards else set())
-        #: Names in small letters that a client cannot set.
-        self.replaced = frozenset(names)
-        #: Names in small letters that are not simply passed on.
-        self.ours = _http_head.OURS | self.replaced
+        self._replaced = frozenset(canonical(name.encode()) for name, _ in set_header)
+        for name, _ in set_header:
+            lower = name.lower().encode()
+            hint = "use --host" if lower == b"host" else "gmux writes this field itself"
+            if lower in _NOT_TO_SET or (self.forwards and self._is_claim(canonical(lower))):
+                raise ConfigError(f"--set-header: {name!r} is not allowed: {hint}")
+        #: Whether there are fields that a client cannot set.
+        self.replaces = self.sets_fields or self.forwards
         fields = [f"{name}: {value}".encode("latin-1") for name, value in set_header if value]
         self._ends = tuple(
             tuple(
@@ -61,12 +75,24 @@ class Rewriting:
         """The last lines of each head and the empty line."""
         return self._ends[minor_version][takes_trailers]
 
-    def drop_alike(self, lines: list[bytes]) -> list[bytes]:
-        """`lines` without fields that WSGI and CGI cannot tell from replaced ones: `-` and `_` are one to them."""
-        return lines[:1] + [line for line in lines[1:] if not self._is_alike(line.partition(b":")[0])]
+    def drop_replaced(self, lines: list[bytes]) -> list[bytes]:
+        """`lines` without the fields that a client cannot set, in any spelling that a target may take for them."""
+        return lines[:1] + [line for line in lines[1:] if not self._is_replaced(line)]
 
-    def _is_alike(self, name: bytes) -> bool:
-        return b"_" in name and name.lower().replace(b"_", b"-") in self.replaced
+    def drop_from_trailers(self, trailers: bytes) -> bytes:
+        """The same for trailers, lines with their ends."""
+        if not self.replaces:
+            return trailers
+        return b"".join(line for line in trailers.splitlines(keepends=True) if not self._is_replaced(line))
+
+    def _is_replaced(self, line: bytes) -> bool:
+        name = canonical(line.partition(b":")[0])
+        return name in self._replaced or (self.forwards and self._is_claim(name))
+
+    @staticmethod
+    def _is_claim(name: bytes) -> bool:
+        """Whether a field of this canonical name says who asks, and how."""
+        return name in FORWARDED_NAMES or name.startswith(FORWARDED_PREFIX)
 
     def forwarded_lines(self, client: str, host: bytes) -> bytes:
         """Who asked, for what host; `client` is an IP address, or empty where there is none."""

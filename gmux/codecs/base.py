@@ -100,6 +100,15 @@ class Part:
         self.idle_limit = idle_limit
 
 
+class Interim(Part):
+    """A message before the answer itself; without data, one that does not go on. A refusal may still follow."""
+
+    __slots__ = ()
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data, last=False)
+
+
 class Handled:
     """A client's message that the codec has dealt with: nothing goes on but what is owed."""
 

@@ -23,7 +23,10 @@ REMEMBERED = 256
 
 
 class HttpCodec:
-    """`via`, `forwarded`, `set_header` and `host` are the settings of these names; see `Rewriting`."""
+    """`via`, `forwarded`, `set_header` and `host` are the settings of these names; `authority` is the target's own.
+
+    What they do says `Rewriting`.
+    """
 
     name = "http"
     summary = "HTTP/1.1 and 1.0, no https, no websocket"
@@ -36,9 +39,10 @@ class HttpCodec:
         forwarded: str = "off",
         set_header: tuple[tuple[str, str], ...] = (),
         host: str = "",
+        authority: str = "",
     ) -> None:
         self._limits = limits
-        self._rewriting = Rewriting(via, forwarded, set_header, host)
+        self._rewriting = Rewriting(via, forwarded, set_header, host, authority)
         self._parse_answer = partial(parse_answer, via)
         # A target sends the same head again and again, above all a device; what it means depends on its bytes alone.
         self._remembered_answer = lru_cache(maxsize=REMEMBERED)(self._parse_answer)

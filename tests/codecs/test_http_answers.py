@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gmux.codecs.base import Limits, Request
+from gmux.codecs.base import Interim, Limits, Request
 from gmux.codecs.http import HttpCodec
 from gmux.errors import BadAnswer
 
@@ -239,6 +239,7 @@ GOOD = [
         ok(b"Connection: content-length", LENGTH, body=b"ok"),
         SHORT,
     ),
+    Good("9110-7.2 Host in an answer says nothing", GET, ok(b"Host: a/b c", b"Host: d", LENGTH, body=b"ok")),
     Good("9110-5.5 bytes above ASCII", GET, ok(b"X: \xff", LENGTH, body=b"ok")),
     Good("9112-4 no reason", GET, message(b"HTTP/1.1 200 ", LENGTH, body=b"ok")),
     Good(
@@ -289,6 +290,10 @@ BAD: list[tuple[str, bytes, bytes]] = [
     ("9112-4 a version alone", GET, b"HTTP/1.1\r\n\r\n"),
     ("9112-4 a blank for a status", GET, b"HTTP/1.1 \r\n\r\n"),
     ("9112-4 a status below 100, interim", GET, message(b"HTTP/1.1 099 OK") + SHORT),
+    ("9112-4 two blanks before the status", GET, message(b"HTTP/1.1  200 OK", LENGTH, body=b"ok")),
+    ("9112-4 a tab before the status", GET, message(b"HTTP/1.1\t200 OK", LENGTH, body=b"ok")),
+    ("9112-4 no blank before the reason", GET, message(b"HTTP/1.1 200OK", LENGTH, body=b"ok")),
+    ("9110-15.2 interim answers without end", GET, message(b"HTTP/1.1 103 E") * 33 + SHORT),
     ("9112-4 no status", GET, message(b"HTTP/1.1 OK", LENGTH, body=b"ok")),
     ("9112-4 an empty line first", GET, b"\r\n" + SHORT),
     ("9112-4 bytes of the last answer first", GET, b"x" + SHORT),
@@ -526,3 +531,12 @@ def test_answer_that_has_begun_with_what_is_dropped_has_begun(request_, interim)
     part = decoder.next_event()
     assert (part.data, part.last) == (b"", False)
     assert decoder.next_event() is None
+
+
+def test_answer_that_is_interim_is_told_from_the_beginning_of_one():
+    """Behind an interim answer a client can still be told that there is none; behind a head it cannot."""
+    decoder = decoder_for(GET)
+    decoder.receive_data(message(b"HTTP/1.1 103 E") + ok(LENGTH))
+    interim, head = decoder.next_event(), decoder.next_event()
+    assert isinstance(interim, Interim) and interim.data
+    assert not isinstance(head, Interim) and not head.last

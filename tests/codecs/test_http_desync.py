@@ -6,6 +6,7 @@ Also here: what the codecs say of a malformed message holds nothing of the messa
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import pairwise
 from time import thread_time
 
@@ -273,3 +274,53 @@ def test_malformed_answer_is_refused_without_its_bytes(data):
     with pytest.raises(BadAnswer) as caught:
         frames(decoder, [data])
     assert_says_nothing(caught.value)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:" + b" " * 30_000 + b"\rX\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: a" + b" " * 30_000 + b"b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: " + b"\t, " * 10_000 + b"\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + b", " * 15_000 + b"\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTE: " + b" ," * 15_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: " + b"a" * 30_000 + b"/\r\n\r\n",
+        b"GET http://" + b"a" * 8_000 + b"/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1" + b" " * 250 + b"\x01\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"A:" + b" " * 30_000 + b"\x01\r\n",
+    ],
+    ids=["no CRLF", "blanks inside", "commas", "connection", "te", "host", "absolute", "chunk", "trailer"],
+)
+def test_head_that_is_made_to_be_slow_costs_little(head):
+    """A pattern that goes back over blanks takes minutes for a head of 12 KB, and all clients wait."""
+
+    def run() -> None:
+        decoder = HTTP.request_decoder()
+        decoder.receive_data(head)
+        with suppress(FramingError):
+            while decoder.next_event() is not None:
+                pass
+
+    assert cost(run) < MAX_COST
+
+
+@pytest.mark.parametrize(
+    "accept", [b"a" * 30_000, b", " * 15_000, b"application/json;" + b" " * 29_000 + b"q", b";q=" * 10_000]
+)
+def test_refusal_of_a_request_that_is_made_to_be_slow_costs_little(accept):
+    request = request_of(b"GET / HTTP/1.1\r\nHost: a\r\nAccept: " + accept + b"\r\n\r\n")
+    assert cost(lambda: HTTP.refuse(FramingError("why"), request)) < MAX_COST
+
+
+@pytest.mark.parametrize("value", [b"timeout=" + b"1" * 900, b"timeout" * 120, b" " * 900, b"a=" * 450])
+def test_keep_alive_that_is_made_to_be_slow_costs_little(value):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nKeep-Alive: " + value + b"\r\n\r\n"
+    request = request_of(GET)
+
+    def run() -> None:
+        decoder = HTTP.answer_decoder()
+        decoder.request = request
+        decoder.receive_data(answer)
+        decoder.next_event()
+
+    assert cost(run) < MAX_COST

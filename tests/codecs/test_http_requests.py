@@ -250,7 +250,7 @@ REFUSED: list[tuple[str, bytes, type[FramingError]]] = [
     ("9112-3 a method alone", b"GET\r\n\r\n", BAD),
     ("9112-3 half a version", b"GET / HTTP\r\n\r\n", BAD),
     ("9112-3 a version without its digits", b"GET / HTTP/1.\r\n\r\n", BAD),
-    ("9113-3.4 the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", VersionUnsupported),
+    ("9113-3.4 the preface of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BAD),
     ("9112-2.3 a version in small letters", message(b"GET / http/1.1", b"Host: a"), BAD),
     ("9112-2.3 a version of two digits", message(b"GET / HTTP/1.10", b"Host: a"), BAD),
     ("9112-2.3 another protocol", message(b"GET / RTSP/1.0", b"Host: a"), BAD),
@@ -392,6 +392,7 @@ REFUSED: list[tuple[str, bytes, type[FramingError]]] = [
     ("9110-7.6.2 OPTIONS that ends here", message(b"OPTIONS / HTTP/1.1", b"Host: a", b"Max-Forwards: 0"), Unsupported),
     ("9110-7.6.2 Max-Forwards that is no number", message(b"TRACE / HTTP/1.1", b"Host: a", b"Max-Forwards: -1"), BAD),
     ("9110-10.1.1 another expectation", get(b"Expect: a-pony"), ExpectationFailed),
+    ("9110-10.1.1 expectations in two fields", get(b"Expect: x", b"Expect: 100-continue"), ExpectationFailed),
     ("9110-10.1.1 a list of expectations", post(b"Expect: 100-continue, x", b"Content-Length: 5"), ExpectationFailed),
     # Sizes.
     ("9110-15.5.14 a body above the limit", post(b"Content-Length: 101"), MessageTooLarge),

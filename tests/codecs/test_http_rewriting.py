@@ -113,11 +113,28 @@ def test_set_header_without_a_value_removes_the_field():
     assert sent(*GET, b"Cookie: a", b"B: c", via=False, set_header=(("cookie", ""),)) == [*GET, b"B: c", KEEP]
 
 
-@pytest.mark.parametrize("alike", [b"X_User_Id", b"x-user_id", b"X_USER-ID"])
-def test_set_header_removes_what_wsgi_and_cgi_take_for_the_field(alike):
-    """Both become HTTP_X_USER_ID there; the client's could be the one that counts."""
-    lines = sent(*GET, alike + b": root", b"Other_Name: b", via=False, set_header=(("X-User-Id", "nobody"),))
-    assert lines == [*GET, b"Other_Name: b", b"X-User-Id: nobody", KEEP]
+@pytest.mark.parametrize("own", ["X-User-Id", "X_User_Id", "x_user-id"])
+@pytest.mark.parametrize("alike", [b"X_User_Id", b"x-user_id", b"X_USER-ID", b"X.User-Id", b"x-user-id"])
+def test_set_header_removes_what_cgi_and_its_kin_take_for_the_field(alike, own):
+    """All become HTTP_X_USER_ID there; the client's could be the one that counts."""
+    lines = sent(*GET, alike + b": root", b"Other_Name: b", via=False, set_header=((own, "nobody"),))
+    assert lines == [*GET, b"Other_Name: b", own.encode() + b": nobody", KEEP]
+
+
+@pytest.mark.parametrize("alike", [b"X-User", b"x_user", b"X.USER"])
+def test_set_header_removes_the_field_from_trailers_too(alike):
+    decoder = HttpCodec(Limits(), set_header=(("X-User", "own"),)).request_decoder()
+    body = b"0\r\n" + alike + b": mallory\r\nX-Sum: 1\r\n\r\n"
+    decoder.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    decoder.next_event()
+    assert decoder.next_event().data == b"0\r\nX-Sum: 1\r\n\r\n"
+
+
+def test_set_header_of_what_forwarded_writes_is_refused():
+    HttpCodec(Limits(), set_header=(("X-Forwarded-For", "x"),))
+    for name in ("X-Forwarded-For", "x_forwarded_proto", "Forwarded", "X-Real-IP"):
+        with pytest.raises(ConfigError):
+            HttpCodec(Limits(), forwarded="x-forwarded", set_header=((name, "x"),))
 
 
 def test_set_header_is_not_taken_away_by_connection():
@@ -133,7 +150,18 @@ def test_set_header_with_an_underscore_is_no_look_alike_of_a_length():
 
 @pytest.mark.parametrize(
     "name",
-    ["Host", "content-length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade", "Via"],
+    [
+        "Host",
+        "content-length",
+        "Transfer-Encoding",
+        "Connection",
+        "Keep-Alive",
+        "TE",
+        "Trailer",
+        "Upgrade",
+        "Via",
+        "Max-Forwards",
+    ],
 )
 def test_set_header_of_a_field_that_gmux_writes_is_refused(name):
     with pytest.raises(ConfigError, match=f"^--set-header: '{name}' is not allowed: "):
@@ -169,6 +197,10 @@ CLAIMS = [
     b"X-Forwarded-Proto: https",
     b"Forwarded: for=1.1.1.1",
     b"X_Forwarded_For: 1.1.1.1",
+    b"X-Forwarded-Ssl: on",
+    b"x-forwarded-port: 443",
+    b"X-Real-IP: 1.1.1.1",
+    b"Front-End-Https: on",
 ]
 
 
@@ -204,6 +236,13 @@ def test_forwarded_without_a_host_leaves_it_out():
     old = [b"GET / HTTP/1.0"]
     assert sent(*old, forwarded="forwarded", via=False)[2:] == [b"Forwarded: for=192.0.2.1;proto=http", KEEP]
     assert sent(*old, forwarded="x-forwarded", via=False)[3:] == [b"X-Forwarded-Proto: http", KEEP]
+
+
+def test_host_of_the_target_is_that_of_a_client_of_http_1_0_that_asks_for_none():
+    """RFC 9112 section 3.3; nginx refuses an empty Host."""
+    old = [b"GET / HTTP/1.0", b"A: b"]
+    assert sent(*old, via=False, authority="t:80") == [b"GET / HTTP/1.1", b"Host: t:80", b"A: b", KEEP]
+    assert sent(*old, via=False, authority="t:80", host="own")[1:3] == [b"Host: own", b"A: b"]
 
 
 def test_forwarded_tells_the_host_of_the_request_where_it_is_rewritten():
