@@ -13,20 +13,26 @@ from typing import cast
 
 from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part
 from gmux.deadlines import Deadlines
-from gmux.errors import BadAnswer, ExchangeError
+from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream, PipelineOwner
 from gmux.upstream import Traits
 
+#: Requests that time out, one after the other and without any message of the target between, before the connection is
+#: taken for dead. One that is lost is no reason to lose what else is in flight.
+MAX_MUTE = 3
+
 
 class KeyedUpstream(PipelinedUpstream):
-    __slots__ = ("_alone", "_in_flight", "_late")
+    __slots__ = ("_alone", "_in_flight", "_late", "_mute")
 
     def __init__(self, owner: PipelineOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
         super().__init__(owner, sock, decoder, traits)
         self._in_flight: dict[Hashable, Exchange] = {}
         # The exchange that nothing may be put beside: a greeting.
         self._alone: Exchange | None = None
+        # Requests that timed out since the last message of the target.
+        self._mute = 0
         self._late: Deadlines[Hashable] = Deadlines(traits.late_window, self._late_over)
 
     def fits(self, exchange: Exchange) -> bool:
@@ -49,6 +55,10 @@ class KeyedUpstream(PipelinedUpstream):
             # What comes behind a request that is not out whole would be a part of it to the target. And one that is
             # alone is gmux's own: it asked whether the connection is any good.
             self.fail(error)
+            return
+        self._mute += 1
+        if self._mute >= MAX_MUTE:
+            self.fail(UpstreamClosed(f"the target said nothing while {self._mute} requests timed out"))
             return
         del self._in_flight[key]
         self._late.add(key)
@@ -76,10 +86,12 @@ class KeyedUpstream(PipelinedUpstream):
             part = cast("KeyedPart | None", decoder.next_event())
             if part is None:
                 return ""
-            exchange = self._in_flight.pop(part.key, None) if part.is_answer else None
-            if exchange is None:
+            self._mute = 0
+            exchange = self._in_flight.get(part.key) if part.is_answer else None
+            if exchange is None or (exchange.end > self._written and not self._is_out(exchange)):
                 self._unmatched(part)
                 continue
+            del self._in_flight[part.key]
             self.load -= 1
             if exchange is self._alone:
                 self._alone = None
@@ -92,7 +104,7 @@ class KeyedUpstream(PipelinedUpstream):
                 return "the target answered before it had the whole request"
 
     def _unmatched(self, part: KeyedPart) -> None:
-        if part.is_answer and part.key in self._late:
+        if part.is_answer:
             self._late.discard(part.key)
             self._owner.late(self)
         elif not self._owner.unsolicited(self, part.data):

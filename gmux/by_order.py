@@ -57,6 +57,10 @@ class OrderedUpstream(PipelinedUpstream):
             exchange.is_abandoned = True
             exchange.asker.fail(exchange, error)
 
+    def _wrote(self, size: int) -> None:
+        super()._wrote(size)
+        self._owner.sent(self)
+
     def _admit(self, exchange: Exchange) -> None:
         if not self._in_flight:
             self._decoder.request = exchange.request

@@ -22,6 +22,7 @@ EMBEDDED = "embedded"
 
 _UNITS_OF_TIME = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _UNITS_OF_SIZE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+MAX_MESSAGE_FILE = 64 * 1024
 _MAX_SECONDS = 10 * 365 * 86400.0
 
 
@@ -152,7 +153,8 @@ def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
 
 def parse_message_file(text: str) -> bytes:
     try:
-        message = Path(text).read_bytes()
+        path = Path(text)
+        message = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_MESSAGE_FILE else b""
     except (OSError, ValueError):
         raise ValueError from None
     if not message:
@@ -165,8 +167,8 @@ def parse_key_fields(text: str) -> tuple[str, tuple[int, ...]]:
     match = re.fullmatch(r"(?:([0-9]{4}):)?([0-9]{1,3}(?:,[0-9]{1,3})*)", text, re.ASCII)
     if match is None:
         raise ValueError
-    fields = tuple(sorted({int(number) for number in match[2].split(",")}))
-    if fields[0] < 2 or fields[-1] > 128:
+    fields = tuple(sorted(int(number) for number in match[2].split(",")))
+    if fields[0] < 2 or fields[-1] > 128 or len(set(fields)) < len(fields):
         raise ValueError
     return match[1] or "", fields
 
@@ -192,7 +194,7 @@ TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, or embedded", 
 PROTOCOL = Kind("PROTO", "", _parse_protocol)
 CORRELATION = _choice("MODE", "auto", "order", "key")
 UNSOLICITED = _choice("MODE", "auto", "close", "drop", "broadcast")
-MESSAGE_FILE = Kind("FILE", "a file that can be read and is not empty", parse_message_file)
+MESSAGE_FILE = Kind("FILE", "a file that can be read, of 1 byte to 64 KiB", parse_message_file)
 SPEC = Kind("SPEC", "ascii, binary, or a file of JSON in the form of pyiso8583's specs", parse_spec)
 KEY_FIELDS = Kind("FIELDS", "numbers from 2 to 128 such as 11,41, or for one type 0800:7,11", parse_key_fields, True)
 FORWARDED = _choice("FORM", "off", "x-forwarded", "forwarded")
@@ -419,9 +421,10 @@ def read(given: Mapping[str, str | list[str]]) -> Config:
             "--spec: is not allowed with --correlation order, which reads no field, unless there is"
             " --answer-network-management or --idle-check"
         )
-    types = [mti for mti, _ in config.key_fields]
-    if len(set(types)) < len(types):
-        raise ConfigError("--key-fields: is given twice for the same message type")
+    # A request and its answer are of one kind: 0800 and 0810.
+    kinds = [f"{mti[:2]}{int(mti[2]) // 2}" if mti else "" for mti, _ in config.key_fields]
+    if len(set(kinds)) < len(kinds):
+        raise ConfigError("--key-fields: is given twice for the same kind of message")
     if config.prefer_pipeline and config.pipeline == 1:
         raise ConfigError("--prefer-pipeline: is not allowed with --pipeline 1: a connection is full with one request")
     if config.upstream_max_age and config.upstream_max_age <= config.connect_delay:

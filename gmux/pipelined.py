@@ -22,6 +22,9 @@ from gmux.upstream import Owner, Traits, Upstream
 #: few requests on a connection needs some; one that never answers shall not have it for ever.
 MAX_REPEATS = 8
 
+#: Bytes of answers to a target's own messages that are held for one that does not read.
+MAX_OWED = 256 * 1024
+
 
 class PipelineOwner(Owner, Protocol):
     """What a pipelined connection asks of its pool besides. No call may switch greenlets."""
@@ -39,7 +42,7 @@ class PipelineOwner(Owner, Protocol):
         """Its asker is gone; `discard` is called when it goes on for long."""
 
     def late(self, upstream: PipelinedUpstream) -> None:
-        """The answer to a request came that was given up."""
+        """An answer came that fits no request, as one does whose request was given up."""
 
     def unblocked(self) -> None:
         """What did not fit may fit now."""
@@ -48,7 +51,7 @@ class PipelineOwner(Owner, Protocol):
 class PipelinedUpstream(Upstream):
     """Up to `depth` exchanges in flight; `load` is their number."""
 
-    __slots__ = ("load", "_depth", "_batch", "_body", "_is_flushing", "_accepted", "_written")
+    __slots__ = ("load", "_depth", "_batch", "_body", "_is_flushing", "_accepted", "_written", "_owed")
 
     _owner: PipelineOwner
 
@@ -63,6 +66,8 @@ class PipelinedUpstream(Upstream):
         self._is_flushing = False
         # Bytes of all requests put on the connection, and how many of them the socket took.
         self._accepted = self._written = 0
+        # Bytes that the target is owed, since the socket took all there was.
+        self._owed = 0
 
     @property
     def room(self) -> int:
@@ -136,7 +141,6 @@ class PipelinedUpstream(Upstream):
 
     def _wrote(self, size: int) -> None:
         self._written += size
-        super()._wrote(size)
 
     # Answers.
 
@@ -167,7 +171,12 @@ class PipelinedUpstream(Upstream):
                 # Between whole requests, like them.
                 self._batch.append(decoder.take_owed())
                 self._accepted += len(self._batch[-1])
+                self._owed += len(self._batch[-1])
             self._flush()
+            if self._writer is None:
+                self._owed = 0
+            elif self._owed > MAX_OWED:
+                error = BadAnswer(f"the target takes none of {self._owed} bytes that it asked for")
         for exchange, part in parts:
             exchange.asker.deliver(exchange, part)
         if error is not None:

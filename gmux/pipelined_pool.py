@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from itertools import islice
 from operator import attrgetter
 from typing import cast
 
@@ -16,7 +15,7 @@ import gevent
 
 from gmux.by_key import KeyedUpstream
 from gmux.by_order import OrderedUpstream
-from gmux.codecs.base import Codec
+from gmux.codecs.base import Codec, KeyedRequest
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout
 from gmux.exchange import Exchange
@@ -26,8 +25,8 @@ from gmux.spinner import Spinner
 from gmux.trace import Trace
 from gmux.upstream import Upstream
 
-#: Requests in line that are passed over because their key is in flight; to look at all, each time, would cost too much.
-MAX_PASSED = 64
+#: Seconds for which a request waits for a connection that is made for it, before it shares one that has room.
+CONNECT_PATIENCE = 0.1
 
 
 class PipelinedPool(Pool):
@@ -59,9 +58,22 @@ class PipelinedPool(Pool):
             return True
         if prefers and self._connecting:
             return False  # there will be room
-        if self._permits.counter > len(self._idle) and self._permits.acquire(blocking=False) and self._open():
+        if self._open_one():
+            if not prefers:
+                gevent.get_hub().loop.timer(CONNECT_PATIENCE).start(self._share)
             return False
         return not prefers and self._stack(exchange)
+
+    def _open_one(self) -> bool:
+        """Make a connection, if there is one left to make; whether it is being made."""
+        is_left = self._permits.counter > len(self._idle)
+        return is_left and self._permits.acquire(blocking=False) and self._open()
+
+    def _share(self) -> None:
+        """Put what waits on the connections there are."""
+        for upstream in list(map(_pipelined, self._upstreams)):
+            if upstream.load and not upstream.is_closing:
+                self.has_room(upstream)
 
     def _use_idle(self, exchange: Exchange) -> bool:
         for upstream in reversed(self._idle.copy()):
@@ -90,25 +102,35 @@ class PipelinedPool(Pool):
         waiting = self._waiting
         if not waiting:
             return
-        left = MAX_PASSED if self._is_by_key else 0
-        for exchange in list(islice(waiting, upstream.room + left)):
+        if not self._is_by_key:
+            while waiting and upstream.fits(exchange := next(iter(waiting))):
+                del waiting[exchange]
+                upstream.send(exchange)
+            return
+        passed = set()
+        for exchange in list(waiting):
+            key = cast(KeyedRequest, exchange.request).key
+            if key in passed:
+                continue
             if upstream.fits(exchange):
                 del waiting[exchange]
                 upstream.send(exchange)
-            elif left:
-                left -= 1
-            else:
+            elif not upstream.room:
                 return
+            passed.add(key)
 
     def late(self, upstream: PipelinedUpstream) -> None:
-        self.warn("upstream/answer", f"a late answer is dropped, its request was given up: {upstream.name}")
+        self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {upstream.name}")
         # Not now: the connection is at its next message.
         gevent.get_hub().loop.run_callback(self.unblocked)
 
     def unblocked(self) -> None:
-        for exchange in list(islice(self._waiting, MAX_PASSED)):
-            if self._begin(exchange):
+        passed = set()
+        for exchange in list(self._waiting):
+            key = cast(KeyedRequest, exchange.request).key
+            if key not in passed and self._begin(exchange):
                 self._waiting.discard(exchange)
+            passed.add(key)
 
     # What differs from the strict pool.
 
@@ -121,6 +143,8 @@ class PipelinedPool(Pool):
             self.has_room(_pipelined(upstream))
         if not upstream.is_closing and not _pipelined(upstream).load:
             self._make_idle(upstream)
+        if self._waiting and self._settings.prefer_pipeline and not self._connecting:
+            self._open_one()  # what waits could not share
 
     def _needed(self, waiting: int) -> int:
         return -(-waiting // self._settings.pipeline) if self._settings.prefer_pipeline else waiting
@@ -128,10 +152,7 @@ class PipelinedPool(Pool):
     def _settle(self) -> None:
         super()._settle()
         if self._retry_timer is not None and self._waiting:
-            # No connection is made now: those there are must do.
-            for upstream in list(map(_pipelined, self._upstreams)):
-                if upstream.load:
-                    self.has_room(upstream)
+            self._share()  # no connection is made now
 
     def _await_timed_out(self, exchange: Exchange) -> None:
         limit = f"{self._settings.timeout:g} s (--timeout)"

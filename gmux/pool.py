@@ -147,6 +147,8 @@ class Pool:
         self._checking: Deadlines[Upstream] = Deadlines(settings.idle_check, self._check)
         self._own = OwnAsker(self._told)
         self._checks = 0
+        # Those that are asked for a sign of life: that is no use, so their clocks of idle time go on.
+        self._checked: set[Upstream] = set()
         #: Called with each message for all clients.
         self.broadcast: Callable[[bytes], None] = lambda message: None
         self._failures = 0
@@ -247,20 +249,21 @@ class Pool:
     def ended(self, upstream: Upstream, reason: str) -> None:
         self._stop_clocks(upstream)
         self._closing.discard(upstream)
+        self._checked.discard(upstream)
         self._upstreams.pop(upstream).release()
         if upstream in self._idle:
             self._idle.remove(upstream)
         else:
             self._permits.release()
         self._log.info("closed target connection: %s (%s)", upstream.name, reason)
-        is_good = upstream.used or monotonic() - upstream.opened >= self._settings.retry_delay
-        if is_good and upstream.greeting is None:
+        asked = upstream.used - (self._settings.greeting is not None)
+        if upstream.greeting is None and (asked > 0 or monotonic() - upstream.opened >= self._settings.retry_delay):
             self._failures = 0
         elif not (upstream.is_retired or self._is_stopping):
             # It took the connection only to end it: to knock again at once would be a busy loop.
             hint = f"ends new connections; does it allow {self._settings.size}?"
-            if upstream.greeting is not None:
-                hint = "does not answer --on-connect"
+            if self._settings.greeting is not None:
+                hint = "does not answer --on-connect, or ends the connection then"
             self._pause(ConnectError(f"the target {self._where} {hint} ({reason})"))
         self._settle()
 
@@ -275,7 +278,8 @@ class Pool:
     def unsolicited(self, upstream: Upstream, message: bytes) -> bool:
         policy = self._settings.unsolicited
         if policy == BROADCAST:
-            self.broadcast(message)
+            # Not now: what came before it is delivered first, and a burst of them leaves the others their turns.
+            gevent.get_hub().loop.run_callback(self.broadcast, message)
         elif policy == DROP:
             self.warn("upstream/answer", f"a message that nobody asked for is dropped: {upstream.name}")
         return policy != CLOSE
@@ -400,6 +404,7 @@ class Pool:
         self._idle.remove(upstream)
         self._permits.acquire(blocking=False)
         if not upstream.is_stale() or upstream.catch_up():
+            self._checked.add(upstream)
             self._checks = self._checks % 999_999 + 1
             when = time.strftime("%m%d%H%M%S", time.gmtime())
             upstream.send(Exchange(self._own, self._codec.make_echo_test(self._checks, when)))
@@ -435,8 +440,9 @@ class Pool:
         self._kick()
         self._idle.append(upstream)
         self._permits.release()
-        if self._settings.idle_timeout:
+        if self._settings.idle_timeout and (upstream not in self._checked or upstream not in self._idling):
             self._idling.add(upstream)
+        self._checked.discard(upstream)
         if self._settings.idle_check:
             self._checking.add(upstream)
         if upstream.idle_limit != NO_LIMIT:

@@ -221,7 +221,7 @@ def test_message_of_the_target_that_is_none_ends_the_connection_and_all_in_fligh
 
 def test_request_without_a_readable_key_is_refused_and_never_sent():
     with Scene() as scene:
-        for broken in (b"garbage", message("0210", 1), message("0200", 1)[:25]):
+        for broken in (b"garbage", message("0200", 1)[:25]):
             client = scene.client()
             client.send(broken)
             with pytest.raises(Closed):
@@ -239,6 +239,64 @@ def test_client_that_is_gone_takes_nothing_from_others():
         assert read(clients[0].receive())["11"] == "000000"
         assert read(clients[2].receive())["11"] == "000002"
         assert scene.target.accepted == 1
+
+
+def test_answer_of_a_client_is_nobodys_and_its_connection_stays():
+    """A client may answer what was broadcast."""
+    with Scene() as scene:
+        client = scene.client()
+        client.send(message("0810", 1))
+        client.send(message("0200", 2))
+        wait_until(lambda: scene.host.requests)
+        scene.host.answer(0)
+        assert read(client.receive())["11"] == "000002"
+        assert scene.host.requests == [message("0200", 2)]
+
+
+@pytest.mark.parametrize("policy", ["broadcast", "close"])
+def test_answer_that_fits_no_request_is_dropped_whatever_is_done_with_other_messages(policy):
+    """It is some client's: nobody else may see it."""
+    with Scene(unsolicited=policy) as scene:
+        first, other = scene.ask(message("0200", 1), message("0200", 2))
+        scene.host.answer(0)
+        scene.host.answer(0)
+        scene.host.answer(1)
+        assert read(first.receive())["11"] == "000001"
+        assert read(other.receive())["11"] == "000002"
+        assert scene.target.accepted == 1
+
+
+def test_many_that_wait_for_one_key_hold_up_nobody_else():
+    with Scene(pipeline="2", queue_timeout="10s") as scene:
+        same = message("0200", 1)
+        scene.ask(same, message("0200", 2))
+        wait_until(lambda: len(scene.host.requests) == 2)
+        blocked = [scene.client() for _ in range(100)]
+        for client in blocked:
+            client.send(same)
+        wait_until(lambda: scene.service.waiting == 100)
+        (victim,) = scene.ask(message("0200", 3))
+        scene.host.answer(1)
+        wait_until(lambda: len(scene.host.requests) == 3)
+        scene.host.answer(2)
+        assert read(victim.receive())["11"] == "000003"
+
+
+def test_target_that_says_nothing_at_all_loses_its_connection_after_some_requests():
+    with Scene(timeout="50ms") as scene:
+        for number in range(3):
+            (client,) = scene.ask(message("0200", number))
+            with pytest.raises(Closed):
+                client.receive()
+        wait_until(lambda: scene.target.accepted == 2)
+        assert scene.target.peak == 1
+
+
+def test_prefer_pipeline_opens_for_requests_that_cannot_share():
+    with Scene(prefer_pipeline="true", pool_size="4") as scene:
+        scene.ask(*[message("0200", 7)] * 4)
+        wait_until(lambda: len(scene.host.requests) == 4)
+        assert len(set(map(id, scene.host.connections))) == 4
 
 
 @pytest.mark.parametrize("size", ["1", "2", "4"])

@@ -138,6 +138,16 @@ def test_answer_network_management_echo_test_of_a_client_takes_no_slot(mode):
 
 
 @each_mode
+def test_answer_network_management_approves_no_key_exchange(mode):
+    """Nobody would carry it out, and the two sides would have different keys."""
+    exchange = message("0800", f7="1122153000", f11="000007", f48="new key", f70="161")
+    with Scene(behaviour=(), answer_network_management="true", unsolicited="drop", **mode) as scene:
+        scene.host.send(ISO8583.wrap(exchange) + ISO8583.wrap(ECHO_TEST))
+        wait_until(lambda: scene.target.requests)
+        assert [read(request)["11"] for request in scene.target.requests] == ["000009"]
+
+
+@each_mode
 @pytest.mark.parametrize("own", [ECHO_TEST, SIGN_ON], ids=["echo test", "sign-on"])
 def test_answer_network_management_of_the_target_is_answered_by_gmux(own, mode):
     with Scene(behaviour=(), answer_network_management="true", **mode) as scene:
@@ -299,6 +309,25 @@ def test_on_connect_without_an_answer_is_a_failed_connect_and_no_busy_loop(fault
         assert target.requests == [SIGN_ON]
 
 
+@each_mode
+def test_on_connect_answered_and_the_connection_ended_is_a_failed_connect_too(mode, tmp_path):
+    """As by a host that declines a sign-on."""
+
+    def behaviour(connection, request):
+        approve(connection, request)
+        connection.close()
+        return ()
+
+    settings = {"on_connect": greeting(tmp_path, SIGN_ON), "retry_delay": "10s"} | mode
+    with Target(behaviour, ISO8583) as target, serving(target, **settings) as service, ExitStack() as stack:
+        wait_until(lambda: service.pool._retry_timer is not None)
+        client = stack.enter_context(Client(service.address, ISO8583))
+        client.send(PURCHASE)
+        with pytest.raises(Closed):
+            client.receive()
+        assert target.accepted == 1
+
+
 def test_on_connect_greets_with_a_line(tmp_path):
     with Scene(LINE, on_connect=greeting(tmp_path, b"hello\n")) as scene:
         client = scene.client()
@@ -327,6 +356,32 @@ def test_idle_check_without_an_answer_ends_the_connection_and_makes_another(mode
     with Scene(behaviour=(), idle_check="50ms", timeout="50ms", **mode) as scene:
         wait_until(lambda: scene.target.accepted >= 2)
         assert scene.target.peak == 1
+
+
+@each_mode
+def test_idle_check_does_not_make_a_connection_one_that_is_used(mode):
+    settings = {"idle_check": "50ms", "upstream_idle_timeout": "200ms", "pool_min": "0"} | mode
+    with Target((approve,), ISO8583) as target, serving(target, **settings) as service, ExitStack() as stack:
+        client = stack.enter_context(Client(service.address, ISO8583))
+        client.send(PURCHASE)
+        assert read(client.receive())["t"] == "0210"
+        wait_until(lambda: target.open == 0)
+        assert len(target.requests) > 1
+
+
+@each_mode
+def test_unsolicited_broadcast_comes_behind_the_answer_that_was_before_it(mode):
+    notice = message("0620", f11="000005")
+
+    def behaviour(connection, request):
+        connection.send(ISO8583.wrap(message("0210", f11="000001", f41="TERM0001")) + ISO8583.wrap(notice))
+        return ()
+
+    with Scene(behaviour=behaviour, unsolicited="broadcast", **mode) as scene:
+        client = scene.client()
+        client.send(PURCHASE)
+        assert read(client.receive())["t"] == "0210"
+        assert client.receive() == notice
 
 
 def test_http_has_no_unsolicited_messages():

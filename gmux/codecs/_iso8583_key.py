@@ -10,6 +10,7 @@ different ones, so the steps from field to field are kept by bitmap.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import accumulate
@@ -33,6 +34,7 @@ TERMINAL = 41
 MAX_PLANS = 256
 
 DIGITS = "0123456789"
+_HEX = re.compile(r"[0-9A-Fa-f]{16}", re.ASCII)
 
 #: The second digit of such a message type.
 NETWORK_MANAGEMENT = "8"
@@ -143,11 +145,14 @@ class KeyReader:
         if self._has_high_fields and 1 in present:
             present |= _numbers(bitmap[size:], 64, self._bitmap.encoding)
         wanted = kind.fields or (DEFAULT_FIELDS if TERMINAL in present else WITHOUT_TERMINAL)
-        steps = [
-            _step(self._spec, str(number), number in wanted) if number in present else _NOTHING
-            for number in sorted(present | set(wanted))
-            if number <= max(wanted)
-        ]
+        try:
+            steps = [
+                _step(self._spec, str(number), number in wanted) if number in present else _NOTHING
+                for number in sorted(present | set(wanted))
+                if number <= max(wanted)
+            ]
+        except ConfigError:
+            raise FramingError("a message has a field that --spec does not have") from None
         ends = list(accumulate(step.size for step in steps))
         places = [(end - step.size, end) for step, end in zip(steps, ends, strict=True) if step.is_key]
         is_fixed = not any(step.header for step in steps)
@@ -170,10 +175,14 @@ def _text(raw: bytes, encoding: str) -> str:
 
 def _numbers(raw: bytes, offset: int, encoding: str) -> set[int]:
     """The fields that a bitmap announces."""
-    try:
-        bits = int.from_bytes(raw, "big") if encoding == "b" else int(_text(raw, encoding) or "-", 16)
-    except ValueError:
-        raise FramingError("a bitmap is not hexadecimal") from None
+    if encoding == "b":
+        bits = int.from_bytes(raw, "big")
+    else:
+        text = _text(raw, encoding)
+        if _HEX.fullmatch(text) is None:
+            # int() would also take signs, blanks and underscores, and another reader other fields.
+            raise FramingError("a bitmap is not hexadecimal")
+        bits = int(text, 16)
     return {offset + number for number in range(1, 65) if bits >> (64 - number) & 1}
 
 
@@ -183,14 +192,14 @@ def _walk(message: bytes, at: int, step: _Step) -> tuple[int, bytes]:
     if step.header:
         raw = message[at : at + step.header]
         at += step.header
-        try:
-            if step.encoding == "b":
-                size = int.from_bytes(raw, "big")
-            else:
-                size = int(raw.hex() if step.encoding == "bcd" else _text(raw, step.encoding))
-        except ValueError:
-            raise FramingError("the length of a field is not a number") from None
-        if not 0 <= size <= step.limit:
+        if step.encoding == "b":
+            size = int.from_bytes(raw, "big")
+        else:
+            text = raw.hex() if step.encoding == "bcd" else _text(raw, step.encoding)
+            if not (text.isascii() and text.isdigit()):
+                raise FramingError("the length of a field is not a number")
+            size = int(text)
+        if size > step.limit:
             raise FramingError("a field is longer than its spec allows")
     if step.in_nibbles:
         size = (size + 1) // 2

@@ -10,8 +10,12 @@ import iso8583
 from gmux.codecs._iso8583_key import KeyReader, Spec
 from gmux.errors import ConfigError
 
-#: Where a message says what it is for: field 70 in the version of 1987, field 24 in the later ones. Echo tests:
+#: Where a message says what it is for: field 70 in the version of 1987, field 24 in the later ones.
 ECHO_TESTS = (("70", "301"), ("24", "831"))
+
+#: What else is answered when the target asks: sign-on and sign-off. To approve a key exchange that nobody carries out
+#: would leave the two sides with different keys.
+SIGN_ONS = (("70", "001"), ("70", "002"), ("24", "801"), ("24", "802"))
 
 RESPONSE_CODE, APPROVED = "39", "00"
 
@@ -42,7 +46,8 @@ class NetworkManagement:
             fields, _ = iso8583.decode(message, self._spec)
         except (iso8583.DecodeError, KeyError):
             return None
-        if only_echo_tests and not any(fields.get(name) == code for name, code in ECHO_TESTS):
+        codes = ECHO_TESTS if only_echo_tests else ECHO_TESTS + SIGN_ONS
+        if not any(fields.get(name) == code for name, code in codes):
             return None
         if RESPONSE_CODE in fields or any(name in fields for name in MACS):
             return None

@@ -200,9 +200,8 @@ class MessageRequestDecoder(MessageDecoder):
         if not self._is_keyed:
             return Request(frame)
         key, is_answer = self._codec.keys.read(frame, self._header_size)
-        if is_answer:
-            raise FramingError("a client sent an answer, by its message type")
-        return KeyedRequest(frame, key)
+        # An answer to what was broadcast, perhaps: it is nobody's, and has no answer.
+        return HANDLED if is_answer else KeyedRequest(frame, key)
 
 
 class MessageAnswerDecoder(MessageDecoder):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from iso8583.specs import default, default_ascii
 
 from gmux.codecs._iso8583_key import KeyReader
-from gmux.codecs.base import KeyedPart, KeyedRequest, Limits
+from gmux.codecs.base import HANDLED, KeyedPart, KeyedRequest, Limits
 from gmux.codecs.iso8583 import Iso8583Codec, MpuCodec
 from gmux.errors import BadAnswer, ConfigError, FramingError
 
@@ -177,7 +177,10 @@ def test_key_fields_are_those_that_a_whole_decoding_finds(spec, data):
         b"0200002000000080000012345", b"02000020000000800000123456TERM000", b"0200402000000080000099",
         b"02004020000000800000x9" + b"1" * 60, b"0200402000000080000020" + b"1" * 60,
         b"0200-020000000800000" + b"1" * 30,
-        b"02004020000000800000-1" + b"1" * 60, "0200²020000000800000".encode(),
+        b"02004020000000800000-1" + b"1" * 60, b"02004020000000800000+3" + b"1" * 60,
+        *(b"0200" + bitmap + b"1" * 30 for bitmap in (b"0x20000000800000", b"+020000000800000", b" 020000000800000",
+                                                     b"0000200000008_00", b"\t020000000800000")),
+        "0200²020000000800000".encode(),
     ],
 )  # fmt: skip
 def test_key_of_what_is_no_message_is_refused(message):
@@ -222,9 +225,9 @@ def test_codec_by_key_gives_each_message_its_key(codec):
     answer, own = answers.next_event(), answers.next_event()
     assert isinstance(answer, KeyedPart) and isinstance(own, KeyedPart)
     assert (answer.key, answer.is_answer, own.is_answer) == (request.key, True, False)
+    # A client's answer is nobody's.
     requests.receive_data(frames[1])
-    with pytest.raises(FramingError):
-        requests.next_event()
+    assert requests.next_event() is HANDLED
     answers.receive_data(header(4) + b"oops")
     with pytest.raises(BadAnswer):
         answers.next_event()
@@ -252,3 +255,10 @@ def test_key_fields_above_64_keep_no_data_of_messages_that_have_none():
         reader.read(encode(default_ascii, "0200", f2=f"41111111111{number:05}", f11=STAN), 0)
     reader.read(encode(default_ascii, "0800", f11=STAN, f70="301"), 0)
     assert reader._plan.cache_info().currsize == 2
+
+
+def test_spec_without_a_field_that_a_message_has_refuses_the_message():
+    spec = {name: field for name, field in default_ascii.items() if name != "22"}
+    with pytest.raises(FramingError):
+        key(encode(default_ascii, "0200", f11=STAN, f22="051", f41=TERMINAL), spec)
+    assert key(encode(default_ascii, "0200", f11=STAN, f41=TERMINAL), spec)
