@@ -25,7 +25,7 @@ import gevent
 from gevent import get_hub
 
 from gmux import net
-from gmux.codecs.base import Codec, Handled, Interim, Part, Request, RequestDecoder
+from gmux.codecs.base import Codec, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
 from gmux.exchange import Exchange
@@ -242,14 +242,15 @@ class Client:
                 if event is None:
                     self._await_more()
                     break
-                if isinstance(event, Part):
+                if isinstance(event, Request):
+                    if event.whole:
+                        self._checkout(Exchange(self, event))
+                    else:
+                        self._incoming = Exchange(self, event, self._shared.spool())
+                elif isinstance(event, Part):
                     self._continue(event)
-                elif isinstance(event, Handled):
-                    self._write(self._decoder.take_owed())
-                elif event.whole:
-                    self._checkout(Exchange(self, event))
                 else:
-                    self._incoming = Exchange(self, event, self._shared.spool())
+                    self._write(self._decoder.take_owed())
         except FramingError as error:
             self._refuse_incoming(error)
         except Full as error:

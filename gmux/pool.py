@@ -146,6 +146,7 @@ class Pool:
         self._limits: dict[float, Deadlines[Upstream]] = {}
         self._checking: Deadlines[Upstream] = Deadlines(settings.idle_check, self._check)
         self._own = OwnAsker(self._told)
+        self._watches_idle = bool(settings.idle_timeout or settings.idle_check)
         self._checks = 0
         # Those that are asked for a sign of life: that is no use, so their clocks of idle time go on.
         self._checked: set[Upstream] = set()
@@ -440,6 +441,13 @@ class Pool:
         self._kick()
         self._idle.append(upstream)
         self._permits.release()
+        if self._watches_idle or upstream.idle_limit != NO_LIMIT:
+            self._watch_idle(upstream)
+
+    # The clocks.
+
+    def _watch_idle(self, upstream: Upstream) -> None:
+        """Start the clocks of an idle connection."""
         if self._settings.idle_timeout and (upstream not in self._checked or upstream not in self._idling):
             self._idling.add(upstream)
         self._checked.discard(upstream)
@@ -447,8 +455,6 @@ class Pool:
             self._checking.add(upstream)
         if upstream.idle_limit != NO_LIMIT:
             self._watch_limit(upstream)
-
-    # The clocks.
 
     def _watch_limit(self, upstream: Upstream) -> None:
         """Close the connection before the target does, if it stays idle."""

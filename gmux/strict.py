@@ -69,10 +69,6 @@ class StrictUpstream(Upstream):
             self.fail(error)
         except Exception as error:  # a codec's own fault, of another package perhaps
             self.fail(BadAnswer(f"the codec failed: {error!r}"))
-        if self.exchange is exchange and not self.is_closed:
-            net.acknowledge(self._sock)
-        if decoder.owed and self._writer is None and not self.is_closing:
-            self._pay(decoder.take_owed())
 
     def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
@@ -89,7 +85,7 @@ class StrictUpstream(Upstream):
                     self.close("the target answered before it had the whole request")
                 elif not part.reusable:
                     self.close("the target's answer ends the connection")
-                elif decoder.data and not self._take_unasked():
+                elif (decoder.data or decoder.owed) and not self._take_unasked():
                     pass
                 else:
                     # The next request goes out before this answer is delivered: the time from an answer to the next
@@ -102,6 +98,10 @@ class StrictUpstream(Upstream):
                 self._owner.sent(self)
             exchange.asker.deliver(exchange, part)
             part = decoder.next_event()
+        if not self.is_closed:
+            net.acknowledge(self._sock)  # the answer is not here whole
+            if decoder.owed and self._writer is None:
+                self._pay(decoder.take_owed())
 
     def _end(self, reason: str, is_broken: bool) -> None:
         exchange = self.exchange

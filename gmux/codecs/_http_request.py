@@ -125,15 +125,13 @@ class HttpRequestDecoder(Buffer):
                 raise FramingError("Host is missing")
             host = rewriting.authority
             lines.insert(1, b"Host: " + host if host else b"Host:")
-        if rewriting.replaces:
-            lines = rewriting.drop_replaced(lines)
         if method in PROXIED:
             self._check_method(method, lines)
         if absolute is not None:
             # RFC 9112 section 3.2.2: the authority in the target stands, whatever Host says.
             host = absolute[0]
-        if absolute is not None or rewriting.host:
-            lines = _http_head.drop(lines, (b"host",))
+        if absolute is not None or rewriting.changes:
+            lines = rewriting.drop_replaced(_http_head.drop(lines, (b"host",)))
             lines.insert(1, b"Host: " + (rewriting.host or host))
         if framing.is_chunked and not minor_version:
             raise FramingError("Transfer-Encoding in HTTP/1.0")

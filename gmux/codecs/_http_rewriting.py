@@ -58,8 +58,9 @@ class Rewriting:
             hint = "use --host" if lower == b"host" else "gmux writes this field itself"
             if lower in _NOT_TO_SET or (self.forwards and self._is_claim(canonical(lower))):
                 raise ConfigError(f"--set-header: {name!r} is not allowed: {hint}")
-        #: Whether there are fields that a client cannot set.
-        self.replaces = self.sets_fields or self.forwards
+        self._replaces = self.sets_fields or self.forwards
+        #: Whether it does more than to add lines that are always the same.
+        self.changes = self._replaces or bool(self.host)
         fields = [f"{name}: {value}".encode("latin-1") for name, value in set_header if value]
         self._ends = tuple(
             tuple(
@@ -81,7 +82,7 @@ class Rewriting:
 
     def drop_from_trailers(self, trailers: bytes) -> bytes:
         """The same for trailers, lines with their ends."""
-        if not self.replaces:
+        if not self._replaces:
             return trailers
         return b"".join(line for line in trailers.splitlines(keepends=True) if not self._is_replaced(line))
 
