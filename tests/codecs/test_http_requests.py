@@ -32,6 +32,7 @@ from gmux.errors import (
     UpstreamClosed,
     VersionUnsupported,
 )
+from tests.support import strict_http
 
 from .support import by_byte, in_one
 
@@ -516,7 +517,10 @@ def test_tables_of_requests_names_are_distinct():
 def test_request_valid_goes_on_byte_for_byte(case):
     name, raw, sent = case
     for pieces in feedings(raw, name):
-        assert run(pieces) == (sent or [raw], None), pieces
+        found, error = run(pieces)
+        assert (found, error) == (sent or [raw], None), pieces
+        # And it is as many requests to a reader that forgives nothing.
+        assert len(strict_http.requests(b"".join(found))) == len(found), pieces
 
 
 @by_name(ACCEPTED)
