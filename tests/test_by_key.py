@@ -64,6 +64,8 @@ class Scene(ExitStack):
         self.target = self.enter_context(Target(self.host, ISO8583))
         self.service = self.enter_context(serving(self.target, **KEY | settings))
         self.service.wait_ready()
+        # What is still in flight when the clients are gone must not keep the end of each test waiting.
+        self.service.pool._discarding._seconds = 0.05
 
     def client(self) -> Client:
         return self.enter_context(Client(self.service.address, ISO8583))
@@ -269,7 +271,7 @@ def test_answer_that_fits_no_request_is_dropped_whatever_is_done_with_other_mess
 def test_many_that_wait_for_one_key_hold_up_nobody_else():
     with Scene(pipeline="2", queue_timeout="10s") as scene:
         same = message("0200", 1)
-        scene.ask(same, message("0200", 2))
+        first, _ = scene.ask(same, message("0200", 2))
         wait_until(lambda: len(scene.host.requests) == 2)
         blocked = [scene.client() for _ in range(100)]
         for client in blocked:
@@ -280,6 +282,8 @@ def test_many_that_wait_for_one_key_hold_up_nobody_else():
         wait_until(lambda: len(scene.host.requests) == 3)
         scene.host.answer(2)
         assert read(victim.receive())["11"] == "000003"
+        for client in (first, *blocked):
+            client.vanish("reset")
 
 
 def test_target_that_says_nothing_at_all_loses_its_connection_after_some_requests():
@@ -294,9 +298,11 @@ def test_target_that_says_nothing_at_all_loses_its_connection_after_some_request
 
 def test_prefer_pipeline_opens_for_requests_that_cannot_share():
     with Scene(prefer_pipeline="true", pool_size="4") as scene:
-        scene.ask(*[message("0200", 7)] * 4)
+        clients = scene.ask(*[message("0200", 7)] * 4)
         wait_until(lambda: len(scene.host.requests) == 4)
         assert len(set(map(id, scene.host.connections))) == 4
+        for client in clients:
+            client.vanish("reset")
 
 
 @pytest.mark.parametrize("size", ["1", "2", "4"])
