@@ -47,7 +47,6 @@ class KeyedUpstream(PipelinedUpstream):
         )
 
     def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
-        """The exchange fails by `error`, and the connection goes on without it."""
         key = cast(KeyedRequest, exchange.request).key
         if self._in_flight.get(key) is not exchange:
             return
@@ -74,10 +73,8 @@ class KeyedUpstream(PipelinedUpstream):
 
     def _admit(self, exchange: Exchange) -> None:
         self._in_flight[cast(KeyedRequest, exchange.request).key] = exchange
-        exchange.upstream = self
         if not exchange.request.pipelines:
             self._alone = exchange
-        self._owner.asked(exchange)
 
     def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
         decoder = self._decoder
@@ -113,14 +110,10 @@ class KeyedUpstream(PipelinedUpstream):
     def _late_over(self, key: Hashable) -> None:
         self._owner.unblocked()
 
-    def _drop_all(self) -> list[Exchange]:
+    def _dismiss(self) -> list[Exchange]:
         rest = list(self._in_flight.values())
-        for exchange in rest:
-            self._owner.answered(exchange)
         self._in_flight.clear()
-        self._batch.clear()
         self._alone = None
-        self.load = 0
         return rest
 
     def _may_go_again_first(self, exchange: Exchange) -> bool:

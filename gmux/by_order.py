@@ -50,7 +50,7 @@ class OrderedUpstream(PipelinedUpstream):
             self._owner.abandon(exchange)  # again later
 
     def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
-        """The asker has waited for long enough; the exchange keeps its place, so that its answer is not another's."""
+        # The exchange keeps its place, so that its answer is not another's.
         if exchange.answered:
             self._owner.asked(exchange)  # its answer has begun, and `sent` watches the rest
         else:
@@ -66,8 +66,6 @@ class OrderedUpstream(PipelinedUpstream):
             self._decoder.request = exchange.request
             self._owner.sent(self)
         self._in_flight.append(exchange)
-        exchange.upstream = self
-        self._owner.asked(exchange)
 
     def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
         decoder = self._decoder
@@ -106,11 +104,7 @@ class OrderedUpstream(PipelinedUpstream):
             self._owner.sent(self)  # the target is not silent
         return ""
 
-    def _drop_all(self) -> list[Exchange]:
+    def _dismiss(self) -> list[Exchange]:
         rest = list(self._in_flight)
-        for exchange in rest:
-            self._owner.answered(exchange)
         self._in_flight.clear()
-        self._batch.clear()
-        self.load = 0
         return rest

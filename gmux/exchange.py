@@ -31,7 +31,7 @@ class Exchange:
     retries   how often it was sent again as the one whose answer was due
     repeats   how often it was sent again in all
     is_abandoned  whether the asker is gone
-    upstream  of one that is answered by key, the connection that it is on
+    upstream  of a pipelined one, the connection that it is on
     end       of a pipelined one, the bytes that its connection was given up to its own last one
     """
 

@@ -88,8 +88,12 @@ class PipelinedUpstream(Upstream):
         """Frame what is there into `parts`. Returns why the connection cannot go on, or nothing. Raises BadAnswer."""
         raise NotImplementedError
 
-    def _drop_all(self) -> list[Exchange]:
-        """Take all that is in flight off the connection, in the order of sending."""
+    def _dismiss(self) -> list[Exchange]:
+        """Take all that is in flight out of what answers find, in the order of sending."""
+        raise NotImplementedError
+
+    def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
+        """The exchange has taken too long: it fails by `error`, and the connection goes on, where that is safe."""
         raise NotImplementedError
 
     # Writing.
@@ -99,6 +103,8 @@ class PipelinedUpstream(Upstream):
         if self.verbose:
             self._owner.saw(self, exchange, data, False)
         self._admit(exchange)
+        exchange.upstream = self
+        self._owner.asked(exchange)
         self.load += 1
         self._batch.append(data)
         self._accepted += len(data)
@@ -185,6 +191,15 @@ class PipelinedUpstream(Upstream):
             self._break(None, reason)
 
     # Ends.
+
+    def _drop_all(self) -> list[Exchange]:
+        """Take all that is in flight off the connection, in the order of sending."""
+        rest = self._dismiss()
+        for exchange in rest:
+            self._owner.answered(exchange)
+        self._batch.clear()
+        self.load = 0
+        return rest
 
     def fail(self, error: ExchangeError) -> None:
         rest = self._drop_all()

@@ -156,7 +156,7 @@ class PipelinedPool(Pool):
 
     def _await_timed_out(self, exchange: Exchange) -> None:
         limit = f"{self._settings.timeout:g} s (--timeout)"
-        upstream = cast("KeyedUpstream | OrderedUpstream", exchange.upstream)
+        upstream = cast(PipelinedUpstream, exchange.upstream)
         upstream.give_up(exchange, AnswerTimeout(f"the target did not answer for {limit}"))
 
 
