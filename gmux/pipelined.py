@@ -150,12 +150,8 @@ class PipelinedUpstream(Upstream):
 
     # Answers.
 
-    def _take(self, data: bytes) -> None:
+    def _take(self) -> None:
         decoder = self._decoder
-        if decoder.data:
-            decoder.receive_data(data)
-        else:
-            decoder.data = data
         parts: list[tuple[Exchange, Part]] = []
         error: BadAnswer | None = None
         reason = ""

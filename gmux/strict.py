@@ -53,13 +53,9 @@ class StrictUpstream(Upstream):
         if exchange is self.exchange:
             self.fail(error)
 
-    def _take(self, data: bytes) -> None:
+    def _take(self) -> None:
         exchange = self.exchange
         decoder = self._decoder
-        if decoder.data:
-            decoder.receive_data(data)
-        else:
-            decoder.data = data
         if exchange is None:
             self._take_unasked()
             return

@@ -158,8 +158,8 @@ class Upstream:
         """Nobody waits for the answer to this exchange, and it goes on."""
         raise NotImplementedError
 
-    def _take(self, data: bytes) -> None:
-        """Bytes came; the connection is neither closing nor closed."""
+    def _take(self) -> None:
+        """The decoder has new bytes; the connection is neither closing nor closed."""
         raise NotImplementedError
 
     def _end(self, reason: str, is_broken: bool) -> None:
@@ -206,7 +206,12 @@ class Upstream:
         if not data:
             self._on_end("closed by the target", False)
         elif not self.is_closing:
-            self._take(data)
+            decoder = self._decoder
+            if decoder.data:
+                decoder.receive_data(data)
+            else:
+                decoder.data = data
+            self._take()
 
     def catch_up(self) -> bool:
         """Read what has come to an idle connection and the loop has not seen; whether it is sound still.
