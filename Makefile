@@ -19,7 +19,7 @@ LOAD = $(if $(TARGET_DELAY),--delay $(TARGET_DELAY)) $(if $(PIPELINE),--pipeline
 LOADTEST = $(LOAD) $(if $(USERS),--users $(USERS)) $(if $(RATE),--rate $(RATE))
 BENCH = $(LOAD) $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-.PHONY: run test style types tests format loadtest bench clean
+.PHONY: run test style types tests chaos docs format loadtest bench clean
 
 run: $(VENV)/installed
 	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s); ^C ends it."
@@ -37,6 +37,10 @@ types: $(VENV)/tested
 
 tests: $(VENV)/tested
 	$(BIN)/pytest -q
+
+# The reference of the settings; a test fails where it is stale.
+docs: $(VENV)/installed
+	$(BIN)/python -m gmux.reference > docs/settings.md
 
 format: $(VENV)/tested
 	$(BIN)/ruff check --fix .

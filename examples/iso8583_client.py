@@ -32,8 +32,8 @@ from iso8583.specs import default_ascii as SPEC
 from gmux.codecs._buffer import Buffer
 from gmux.codecs._card_data import SECRET_FIELDS
 from gmux.codecs.base import Limits
-from gmux.config import parse_listen, parse_seconds
 from gmux.errors import FramingError
+from gmux.kinds import parse_listen, parse_seconds
 from gmux.net import format_address
 from gmux.samples import command
 from gmux.samples.iso8583 import BY_HEADER, Iso8583Target

@@ -1,21 +1,31 @@
-"""The master process: gunicorn's arbiter with gmux's settings, worker and words."""
+"""The start of a service: what is checked and opened before there is a master, and the settings that gunicorn gets."""
 
 from __future__ import annotations
 
+import os
+import pwd
 import resource
-import socket
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# gevent loads these late, for the first name to resolve: a worker that has become another user may not be allowed to
+# read the folders of Python any more.
+import gevent.resolver.thread
+import gevent.threadpool  # noqa: F401
+from gunicorn import util
 from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
+from gunicorn.pidfile import Pidfile
 
-from gmux import net, samples, slots
-from gmux.config import Config
-from gmux.errors import ConfigError, StartError
+from gmux import listening, logs, mailbox, master, samples, slots
+from gmux.config import RouteConfig, ServiceConfig
+from gmux.errors import StartError
 from gmux.listener import max_lingering
-from gmux.logs import LOGGER, DropTracebacks
+from gmux.listening import Held, Listening
+from gmux.logs import LOGGER
+from gmux.master import ArbiterLog, Master
+from gmux.settings import OF_SERVICE
 
 #: Descriptors kept for the process itself and for what it holds on disk; an upstream connection has one and its slot's.
 OWN_DESCRIPTORS = 32
@@ -24,74 +34,50 @@ OWN_DESCRIPTORS = 32
 GRACE = 2
 
 
-class Master(Arbiter):  # type: ignore[misc]
-    """gunicorn's arbiter without the signals that one worker with the whole pool cannot follow.
-
-    A second worker would take clients and find no connection left for them; an upgraded one would find the port taken.
-    """
-
-    def _ignore(self) -> None:
-        LOGGER.warning("this signal is not offered: gmux runs one worker; TERM, INT and QUIT stop it, HUP renews it")
-
-    handle_ttin = handle_ttou = handle_usr2 = _ignore
-
-
-class ArbiterLog:
-    """What gunicorn's arbiter logs, in gmux's log: its talk is dropped, what went wrong stays as it is."""
-
-    def __init__(self, cfg: Any) -> None:
-        self.cfg = cfg
-        self.error_log = self.access_log = LOGGER
-
-    def setup(self, cfg: Any) -> None:
-        self.cfg = cfg
-
-    def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def info(self, message: str, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
-        LOGGER.warning(message, *args)
-
-    def error(self, message: str, *args: Any, **kwargs: Any) -> None:
-        LOGGER.error(message, *args, exc_info=kwargs.get("exc_info"))
-
-    def critical(self, message: str, *args: Any, **kwargs: Any) -> None:
-        LOGGER.critical(message, *args)
-
-    def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
-        LOGGER.error(message, *args, exc_info=True)
-
-    def log(self, level: int, message: str, *args: Any, **kwargs: Any) -> None:
-        LOGGER.log(level, message, *args)
-
-    def reopen_files(self) -> None:
-        pass
-
-    def close_on_exec(self) -> None:
-        pass
-
-
 class App(BaseApplication):  # type: ignore[misc]
-    """One service on a socket that listens already."""
+    """One service on sockets that listen already."""
 
-    def __init__(self, config: Config, listening: socket.socket, runtime_dir: Path) -> None:
+    def __init__(
+        self,
+        config: ServiceConfig,
+        load: Callable[[], ServiceConfig],
+        sockets: Listening,
+        runtime_dir: Path,
+        folder: str,
+        *,
+        is_upgrade: bool,
+    ) -> None:
         self.config = config
+        self.listening = sockets
         self.runtime_dir = runtime_dir
-        self._listening = listening
+        self.folder = folder
+        self._load = load
+        self._is_upgrade = is_upgrade
         super().__init__(prog="gmux")
 
     def load_config(self) -> None:
-        settings = {
-            "bind": f"fd://{self._listening.fileno()}",
-            "workers": 1,
+        config = self.config
+        uid, gid = find_owner(config)
+        settings: dict[str, Any] = {
+            "bind": [],
+            "workers": config.workers,
             "worker_class": "gmux.worker.GmuxWorker",
             "logger_class": ArbiterLog,
-            "proc_name": "gmux",
-            "graceful_timeout": int(self.config.graceful_timeout) + GRACE,
+            "proc_name": config.name,
+            "pidfile": config.pid or None,
+            "timeout": config.worker_timeout,
+            "graceful_timeout": int(config.graceful_timeout) + GRACE,
+            # A resize of the terminal sends WINCH too: gunicorn follows it in a daemon alone. Without a terminal it
+            # can only be meant, so that counts as one.
+            "daemon": config.daemon or not has_terminal(),
+            "user": uid,
+            "group": gid,
             "control_socket_disable": True,
+            "when_ready": master.tell_ready,
+            "post_fork": master.leave_groups,
+            "post_worker_init": master.hear_stops,
+            "child_exit": master.tell_ended,
+            "pre_exec": master.hand_over,
         }
         for name, value in settings.items():
             self.cfg.set(name, value)
@@ -100,10 +86,79 @@ class App(BaseApplication):  # type: ignore[misc]
         return self
 
     def run(self) -> None:
-        Master(self).run()
+        Master(self, is_upgrade=self._is_upgrade).run()
+
+    def read_again(self) -> tuple[ServiceConfig, list[Held]]:
+        """The configuration as it is now, and the sockets for it. Raises GmuxError; then nothing is changed."""
+        config = keep_fixed(self._load(), self.config)
+        check(config)
+        fitting = self.listening.fit(config.routes)
+        try:
+            check_pid_file(config.pid)
+            logs.configure(config)
+        except StartError:
+            self.listening.give_up(fitting)
+            raise
+        known = self.listening.sockets
+        master.tell_listening([(r, h.sock) for r, h in zip(config.routes, fitting, strict=True) if h.sock not in known])
+        return fit_descriptors(config), fitting
 
 
-def fit_descriptors(config: Config) -> Config:
+def has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def keep_fixed(config: ServiceConfig, old: ServiceConfig) -> ServiceConfig:
+    """`config` with the settings of `old` that a reload does not change."""
+    names = [s.name for s in OF_SERVICE if s.is_fixed and getattr(config, s.name) != getattr(old, s.name)]
+    for name in names:
+        LOGGER.warning("%s stays as it is: to change it takes a restart", name.replace("_", "-"))
+    return replace(config, **{name: getattr(old, name) for name in names})
+
+
+def check(config: ServiceConfig) -> None:
+    """Raises ConfigError for what would fail in the worker, where it would be tried again without end."""
+    for route in config.routes:
+        if route.target is None:
+            samples.check(route.protocol)
+
+
+def check_pid_file(path: str) -> None:
+    """Raises StartError; the arbiter would end with a traceback."""
+    if not path:
+        return
+    folder = Path(path).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise StartError(f"cannot write the file of --pid, {path}: the folder is not there, or may not be written to")
+    try:
+        pid = Pidfile(path).validate()
+    except OSError as error:
+        raise StartError(f"cannot read the file of --pid, {path}: {error.strerror}") from None
+    if pid and pid != os.getpid():
+        raise StartError(f"already running as process {pid}, says the file of --pid, {path}")
+
+
+def find_owner(config: ServiceConfig) -> tuple[int, int]:
+    """User and group of the workers. Raises StartError."""
+    uid = os.geteuid() if config.user is None else config.user
+    gid = os.getegid() if config.group is None else config.group
+    if uid != os.geteuid():
+        try:
+            entry = pwd.getpwuid(uid)
+        except KeyError:
+            raise StartError(f"--user: {uid} is no user of this machine") from None
+        # Else they would keep the groups of root.
+        gid = entry.pw_gid if config.group is None else gid
+    if os.geteuid() != 0 and (uid, gid) != (os.geteuid(), os.getegid()):
+        raise StartError("--user and --group: only root can start workers as another user or group")
+    return uid, gid
+
+
+def fit_descriptors(config: ServiceConfig) -> ServiceConfig:
     """Use as many descriptors as the system allows, and take no more clients than they are enough for.
 
     A client is one, and the usual soft limit is 1024. Clients that took the last ones would leave none for a new
@@ -114,42 +169,81 @@ def fit_descriptors(config: Config) -> Config:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return config
-    room = hard - OWN_DESCRIPTORS - 2 * config.pool_size
-    if config.max_clients + max_lingering(config.max_clients) <= room:
-        return config
+    room = hard - OWN_DESCRIPTORS - sum(2 * route.pool_size for route in config.routes)
+    fitted: dict[str, RouteConfig] = {}
+    # What a route with few clients leaves of its share is there for the others.
+    for left, route in enumerate(sorted(config.routes, key=lambda route: route.max_clients), -len(config.routes)):
+        fitted[route.name] = _fit_route(route, room // -left, hard)
+        room -= _needed(fitted[route.name])
+    return replace(config, routes=tuple(fitted[route.name] for route in config.routes))
+
+
+def _needed(route: RouteConfig) -> int:
+    return route.max_clients + max_lingering(route.max_clients)
+
+
+def _fit_route(route: RouteConfig, room: int, hard: int) -> RouteConfig:
+    if _needed(route) <= room:
+        return route
     room = max(1, min(room - 16, room * 4 // 5))
     LOGGER.warning(
-        "--max-clients: %d is too many for %d descriptors (ulimit -n): %d are taken", config.max_clients, hard, room
+        "--max-clients%s: %d is too many for %d descriptors (ulimit -n): %d are taken",
+        f" of the route {route.name}" if route.name else "",
+        route.max_clients,
+        hard,
+        room,
     )
-    return replace(config, max_clients=room)
+    return replace(route, max_clients=room)
 
 
-def check_codec(config: Config) -> None:
-    """Make the codec once: in the worker its failure would be one to try again, without end.
+def find_folder() -> str:
+    """Where gmux was started, as its operator named it: a link may lead elsewhere by the time of an upgrade."""
+    try:
+        return str(util.getcwd())
+    except OSError:
+        return "/"  # it was removed
+
+
+def change_folder(path: str) -> None:
+    """Raises StartError."""
+    try:
+        os.chdir(path)
+    except OSError as error:
+        raise StartError(f"--chdir: cannot use the folder {path}: {error.strerror}") from None
+
+
+def set_umask(config: ServiceConfig) -> None:
+    if config.umask is not None:
+        os.umask(config.umask)
+
+
+def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
+    """Run the service until a signal ends it; exits the process. `load` reads the configuration again, for a reload.
 
     Raises StartError, ConfigError.
     """
-    try:
-        codec = config.make_codec()
-        config.make_greeting(codec)
-        if config.idle_check:
-            codec.make_echo_test(1, "0101000000")
-    except ConfigError:
-        raise
-    except Exception as error:  # another package's code: anything may come
-        raise StartError(f"cannot load the protocol {config.protocol}: {error!r}") from None
-
-
-def serve(config: Config) -> None:
-    """Run the service until a signal ends it; exits the process. Raises StartError, ConfigError."""
-    if config.target is None:
-        # Known before the start: in the worker it would be a failure to try again, without end.
-        samples.check(config.protocol)
-    LOGGER.addFilter(DropTracebacks())
-    check_codec(config)
-    runtime_dir = slots.runtime_dir()
-    listening = net.listen(config.listen)
-    LOGGER.info("listening on %s", net.format_address(listening.getsockname()))
+    folder = find_folder()
+    held, is_upgrade = listening.inherited()
+    check(config)
+    uid, gid = find_owner(config)
+    if config.chdir:
+        change_folder(config.chdir)
+    set_umask(config)
+    logs.configure(config)
+    runtime_dir = slots.runtime_dir(config.runtime_dir, uid, gid)
+    mailbox.sweep(runtime_dir)
+    check_pid_file(f"{config.pid}.2" if config.pid and is_upgrade else config.pid)
+    sockets = Listening(held)
+    fitting = sockets.fit(config.routes)
+    sockets.use(fitting)
+    if config.daemon and not is_upgrade:
+        util.daemonize()
+        # It has set its own.
+        set_umask(config)
     # It may warn; a service that cannot start has said its one line by now.
     config = fit_descriptors(config)
-    App(config, listening, runtime_dir).run()
+    try:
+        App(config, load, sockets, runtime_dir, folder, is_upgrade=is_upgrade).run()
+    except (RuntimeError, OSError) as error:  # the pid file: another gmux was faster
+        sockets.close(is_last=not is_upgrade)
+        raise StartError(str(error)) from None

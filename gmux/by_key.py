@@ -71,6 +71,10 @@ class KeyedUpstream(PipelinedUpstream):
 
     discard = give_up
 
+    @property
+    def is_clean(self) -> bool:
+        return super().is_clean and not self._late
+
     def _admit(self, exchange: Exchange) -> None:
         self._in_flight[cast(KeyedRequest, exchange.request).key] = exchange
         if not exchange.request.pipelines:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import groupby
 
 import docopt
+from setproctitle import getproctitle
 
-from gmux import __version__, config, logs
+from gmux import __version__, effective, logs, sources
 from gmux.codecs import registry
-from gmux.config import BY_FLAG, SETTINGS, Setting
-from gmux.errors import ConfigError, GmuxError, StartError
+from gmux.config import Given, ServiceConfig
+from gmux.errors import ConfigError, ConfigErrors, GmuxError, StartError
+from gmux.settings import BY_FLAG, SETTINGS, Setting
+from gmux.sources import Loaded
 
 USAGE = """gmux: many clients share a few TCP connections to a target.
 
 Usage:
   gmux server [options]
+  gmux check [--print] [options]
   gmux list
   gmux version
   gmux --help | --version
 
 Commands:
-  server   serve one route: listen, frame messages, share the pool of connections to the target
+  server   serve routes: listen, frame messages, share the pool of connections to each target
+  check    tell what is wrong with the options, the environment and the file of gmux server
   list     the protocols that gmux can frame
   version  the version of gmux
 """
@@ -37,15 +43,21 @@ ALIASES = {
     "--retryDelay": "--retry-delay",
 }
 
-#: Variables that gunicorn would take for its own, one of them while it is loaded: what it was started by, and what it
-#: was handed.
-FOREIGN_VARIABLES = ("GUNICORN_PID", "GUNICORN_FD", "LISTEN_PID", "LISTEN_FDS", "GUNICORN_CMD_ARGS", "WEB_CONCURRENCY")
+PRINT = "--print"
+
+#: A problem of a flag or a variable, as it begins; the others are of a file.
+OF_COMMAND = re.compile(r"(--[a-z-]+|GMUX_[A-Z_]+): ")
+
+#: Variables that gunicorn would take for its own while it is loaded.
+FOREIGN_VARIABLES = ("GUNICORN_CMD_ARGS", "WEB_CONCURRENCY")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run `gmux` and exit the process."""
     try:
         _run(sys.argv[1:] if argv is None else argv)
+    except ConfigErrors as error:
+        _fail(2 if all(map(OF_COMMAND.match, error.problems)) else 1, *error.problems)
     except ConfigError as error:
         _fail(2, str(error))
     except GmuxError as error:
@@ -53,24 +65,29 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _print(text: str) -> None:
-    """Print to a standard output that may be gone or full. Raises StartError."""
+    """Print to a standard output that may be gone or full, or know fewer characters. Raises StartError."""
     try:
         print(text, flush=True)
+    except UnicodeEncodeError as error:
+        unknown = error.object[error.start]
+        reason = f"{unknown!a} is not in its encoding, {error.encoding}"
+        raise StartError(f"cannot write to standard output: {reason}") from None
     except OSError as error:
         # Python would try once more at its end, and say so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise StartError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def _fail(code: int, message: str) -> None:
-    print(f"gmux: {message}", file=sys.stderr)
+def _fail(code: int, *messages: str) -> None:
+    for message in messages:
+        print(f"gmux: {message}", file=sys.stderr)
     sys.exit(code)
 
 
 def _run(argv: list[str]) -> None:
     argv = [_alias(word) for word in argv]
     if "--help" in argv or "-h" in argv:
-        _print(help_text() if "server" in argv else USAGE)
+        _print(help_text() if {"server", "check"} & set(argv) else USAGE)
         return
     _check(argv)
     words = docopt.docopt(help_text(), argv, default_help=False)
@@ -78,6 +95,8 @@ def _run(argv: list[str]) -> None:
         _list()
     elif words["server"]:
         _server(words)
+    elif words["check"]:
+        _check_configuration(words)
     else:
         _print(f"gmux {__version__}")
 
@@ -93,16 +112,55 @@ def _list() -> None:
 
 
 def _server(words: docopt.ParsedOptions) -> None:
-    # An empty value is a value, and a wrong one: None and False alone mean that the flag is not there.
-    given = {s.name: _text(s, words[s.flag]) for s in SETTINGS if words[s.flag] not in (None, False, [])}
-    settings = config.read(given)
-    logs.configure(settings.log_format, settings.verbose, settings.quiet)
+    flags, folder = _given(words), _folder()
+
+    def reload() -> ServiceConfig:
+        loaded = sources.load(flags, os.environ, folder)
+        for warning in loaded.warnings:
+            logs.LOGGER.warning("%s", warning)
+        return loaded.config
+
+    loaded = sources.load(flags, os.environ, folder)
+    _warn(loaded)
+    # It finds the place of the title beside the environment as the process was started with it.
+    getproctitle()
     for name in FOREIGN_VARIABLES:
         os.environ.pop(name, None)
     # gevent and gunicorn are loaded for the server alone: the other commands answer at once.
     from gmux import app
 
-    app.serve(settings)
+    app.serve(loaded.config, reload)
+
+
+def _warn(loaded: Loaded) -> None:
+    for warning in loaded.warnings:
+        print(f"gmux: warning: {warning}", file=sys.stderr)
+
+
+def _check_configuration(words: docopt.ParsedOptions) -> None:
+    try:
+        loaded = sources.load(_given(words), os.environ, _folder())
+    except ConfigErrors as error:
+        _fail(1, *error.problems)
+    _warn(loaded)
+    if words[PRINT]:
+        _print(effective.render(loaded))
+    else:
+        number = len(loaded.routes)
+        _print(f"the configuration is valid: {number} {'route' if number == 1 else 'routes'}")
+
+
+def _given(words: docopt.ParsedOptions) -> dict[str, Given]:
+    # An empty value is a value, and a wrong one: None and False alone mean that the flag is not there.
+    return {s.name: Given(_text(s, words[s.flag]), s.flag) for s in SETTINGS if words[s.flag] not in (None, False, [])}
+
+
+def _folder() -> str:
+    """Where relative names of files begin."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"  # it was removed, and nothing is in it
 
 
 def _text(setting: Setting, word: str | bool | list[str]) -> str | list[str]:
@@ -114,11 +172,12 @@ def _text(setting: Setting, word: str | bool | list[str]) -> str | list[str]:
 def help_text() -> str:
     """The usage, and each setting by group; docopt reads the flags from it."""
     repeating = "".join(f"[{s.flag} {s.kind.metavar}]... " for s in SETTINGS if s.kind.repeats)
-    lines = [USAGE.replace("[options]", repeating + "[options]"), "Options of gmux server:"]
+    lines = [USAGE.replace("[options]", repeating + "[options]"), "Options of gmux server and gmux check:"]
     for group, settings in groupby(SETTINGS, lambda s: s.group):
         lines.append(f"  {group}")
         lines.extend(_help_lines(setting) for setting in settings)
     lines.append("  Other")
+    lines.append("    --print     of gmux check: print all settings as a file, each with where it came from")
     lines.append("    -h, --help  show this help and exit")
     lines.append("    --version   show the version and exit")
     return "\n".join(lines)
@@ -137,7 +196,7 @@ def _check(argv: list[str]) -> None:
     docopt answers a mistake with the whole usage, and takes any beginning of a flag for the flag: a script that says
     `--queue` would change its meaning with the next version.
     """
-    commands = ("server", "list", "version")
+    commands = ("server", "check", "list", "version")
     shorts = {s.short: s for s in SETTINGS if s.short}
     command = ""
     seen: set[str] = set()
@@ -150,17 +209,23 @@ def _check(argv: list[str]) -> None:
                 raise ConfigError(f"{setting.flag} is given twice")
             seen.add(setting.flag)
             _check_value(setting, word, words)
+        elif flag == PRINT:
+            if word != PRINT or PRINT in seen:
+                raise ConfigError(f"{PRINT} {'is given twice' if word == PRINT else 'takes no value'}")
+            seen.add(PRINT)
         elif word.startswith("-") and word != "--version":
             shown = flag if flag.isprintable() else repr(flag)
-            raise ConfigError(f"unknown option {shown}{_suggest(flag, list(BY_FLAG))}; see gmux server --help")
+            raise ConfigError(f"unknown option {shown}{_suggest(flag, [*BY_FLAG, PRINT])}; see gmux server --help")
         elif word in (*commands, "--version") and not command:
             command = word
         else:
             suggestion = "" if command else _suggest(word, commands)
             raise ConfigError(f"unexpected word {word!r}{suggestion}; see gmux --help")
     if not command:
-        raise ConfigError("a command is missing: server, list or version; see gmux --help")
-    if seen and command != "server":
+        raise ConfigError("a command is missing: server, check, list or version; see gmux --help")
+    if command == "server":
+        seen &= {PRINT}
+    if seen and command != "check":
         raise ConfigError(f"{min(seen)} is not for gmux {command}; see gmux --help")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ from gmux.codecs.base import Codec, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
 from gmux.exchange import Exchange
+from gmux.mailbox import Sent
 from gmux.net import READ_SIZE
 from gmux.pool import Pool
 from gmux.ratelimit import LimitedWarnings
@@ -69,7 +71,11 @@ class Clients:
         self.log = log
         self.warn = LimitedWarnings(log)
         self.members: set[Client] = set()
+        #: Called by the listener with these clients, the socket, the name and the host.
+        self.make_client: Callable[[Clients, socket.socket, str, str], Client] = Client
         self.is_draining = False
+        #: Gives an idle client to another process; GONE where there is none.
+        self.hand_over: Callable[[socket.socket], Sent] = lambda sock: Sent.GONE
         # Whether every client has more to do when its answer is out than to wait for its next request.
         self.is_always_due = bool(settings.idle_timeout)
         self.requesting: Deadlines[Client] = Deadlines(settings.request_timeout, Client.request_timed_out)
@@ -86,11 +92,15 @@ class Clients:
         for client in list(self.members):
             client.tell(message)
 
-    def drain(self) -> None:
-        """Take no new requests: close the clients that have none under way, the others after their answer."""
+    def drain(self, has_successor: bool) -> None:
+        """Let clients go: those that have no request under way at once, the others after their answer."""
         self.is_draining = self.is_always_due = True
         for client in list(self.members):
-            client.drain()
+            client.drain(has_successor)
+
+    def leave(self) -> bool:
+        """Let those go that could not be handed over before; whether that was so with the last one, too."""
+        return any(client.is_idle and not client.leave() for client in list(self.members))
 
 
 class Client:
@@ -121,10 +131,11 @@ class Client:
         "_reader",
         "_writer",
         "_greenlet",
+        "is_handed_over",
     )
 
     def __init__(self, shared: Clients, sock: socket.socket, name: str, host: str) -> None:
-        """`name` is for the log, `host` the address without the port."""
+        """`name` is for the log, `host` the address without the port, or empty where there is none."""
         self.name = name
         self._shared = shared
         self._sock = sock
@@ -134,6 +145,7 @@ class Client:
         self._exchange: Exchange | None = None
         self._incoming: Exchange | None = None
         self._is_open = True
+        self.is_handed_over = False
         # Whether there is more to do when the answer is out than to wait: bytes are held, an end was seen, the clock
         # of idle clients is to be started. Without it each answer would pay for asking all of them.
         self._is_due = False
@@ -164,6 +176,8 @@ class Client:
             else:
                 self._start_idling()
                 self._read_on()
+                if shared.is_draining:
+                    self.drain(False)
             while not self._is_closed:
                 wait()
                 if self._is_reading:
@@ -258,8 +272,7 @@ class Client:
         except Exception:
             # A codec's own fault, of another package perhaps. It ends with this client: the caller may be the upstream
             # connection, which goes on for all.
-            self._shared.log.exception("%s: the codec failed", self.name)
-            self.abort()
+            self._codec_failed()
         finally:
             self._is_advancing = False
 
@@ -305,8 +318,11 @@ class Client:
         else:
             if self._held:
                 self._hold(0)
-            if self._is_half or shared.is_draining:
+            if self._is_half:
                 self._finish()
+                return
+            if shared.is_draining:
+                self.leave()
                 return
             self._start_idling()
         self._read_on()
@@ -354,7 +370,7 @@ class Client:
         self._exchange = None
         if exchange.told:
             self._warn(error)
-            # Only a reset tells the client that what it has is not the whole answer.
+            # Only a reset tells the client that what it has is not the whole answer; on a Unix socket, its length.
             self.abort()
         else:
             self._refuse(error, exchange.request)
@@ -365,6 +381,10 @@ class Client:
             self._write(message)
 
     # Ends.
+
+    def _codec_failed(self) -> None:
+        self._shared.log.exception("%s: the codec failed", self.name)
+        self.abort()
 
     def _refuse_incoming(self, error: ExchangeError) -> None:
         """Refuse what is not here whole."""
@@ -386,6 +406,27 @@ class Client:
 
     def _warn(self, error: ExchangeError) -> None:
         self._shared.warn(error.cause, f"{self.name}: {error} ({error.cause})")
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of it is under way here, so that it may be another process's."""
+        return self._is_open and not self._is_half and not self.has_request and not self._decoder.data
+
+    def leave(self) -> bool:
+        """The process drains and nothing is under way: the client goes to another one, or its connection ends.
+
+        False: it is to be tried again.
+        """
+        sent = self._shared.hand_over(self._sock)
+        if sent is Sent.LATER:
+            self._read_on()
+            return False
+        if sent is Sent.DONE:
+            self.is_handed_over = True
+            self._close()
+        else:
+            self._finish()
+        return True
 
     def _finish(self) -> None:
         """End the connection once what is written is out."""
@@ -447,14 +488,19 @@ class Client:
             self._incoming.close()
             self._incoming = None
 
-    def drain(self) -> None:
-        """End the connection as soon as no request is under way."""
-        if self._is_reading:
-            self._on_readable()  # what has come already is a request to be served
-        if self._exchange is not None:
-            self._exchange.request.close = self._is_due = True
-        elif self._is_open and not self.has_request:
-            self._finish()
+    def drain(self, has_successor: bool) -> None:
+        """Leave as soon as no request is under way."""
+        if has_successor:
+            if self._exchange is not None:
+                self._is_due = True
+                self._read_off()  # what comes now is for the successor
+        else:
+            if self._is_reading:
+                self._on_readable()  # what has come already is a request to be served
+            if self._exchange is not None:
+                self._exchange.request.close = self._is_due = True
+        if self.is_idle:
+            self.leave()
 
     def request_timed_out(self) -> None:
         self._is_timed = False

@@ -2,6 +2,7 @@
 
 GmuxError
     ConfigError             a setting is wrong: names the setting, the value and what is allowed
+        ConfigErrors        several of these at once
     StartError              the service cannot start: a port in use, no permission
     ExchangeError           why a request gets no answer of the target
         FramingError        a peer broke the protocol
@@ -18,11 +19,14 @@ GmuxError
             ConnectTimeout  the target did not take the connection in time
         AnswerTimeout       the target was silent for too long
         UpstreamClosed      the upstream connection ended before the answer did
+            Stopped         because the service did
         BadAnswer           the target's bytes are not an answer in this protocol
         AnswerTooLarge      an answer that its client does not take is past the limit
 
 `cause` says who ended the exchange and in which phase, in the form `who/phase`; log lines carry it.
 """
+
+from collections.abc import Sequence
 
 
 class GmuxError(Exception):
@@ -31,6 +35,14 @@ class GmuxError(Exception):
 
 class ConfigError(GmuxError):
     """A setting is wrong; the text names it, its value and what is allowed."""
+
+
+class ConfigErrors(ConfigError):
+    """All that is wrong with a configuration, a line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 class StartError(GmuxError):
@@ -97,6 +109,10 @@ class AnswerTimeout(ExchangeError):
 
 class UpstreamClosed(ExchangeError):
     cause = "upstream/answer"
+
+
+class Stopped(UpstreamClosed):
+    cause = "gmux/stop"
 
 
 class BadAnswer(ExchangeError):

@@ -12,7 +12,7 @@ import gevent
 from gevent.server import StreamServer
 
 from gmux import net
-from gmux.client import Client, Clients
+from gmux.client import Clients
 from gmux.errors import Overloaded
 
 #: Seconds without accepting after the process ran out of descriptors or memory: the loop must not spin meanwhile.
@@ -55,10 +55,23 @@ class Listener(StreamServer):  # type: ignore[misc]
         if self.started:
             self.start_accepting()
 
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve a client that another process accepted; does not switch."""
+        gevent.spawn(self._handle_adopted, sock)
+
+    def _handle_adopted(self, sock: socket.socket) -> None:
+        try:
+            self._handle_client(sock, sock.getpeername())
+        except OSError as error:
+            self._log.debug("a client left while it was handed over: %s", error.strerror)
+        finally:
+            sock.close()
+
     def _handle_client(self, sock: socket.socket, address: Any) -> None:
         try:
             net.prepare(sock)
-            name = f"{net.format_address(address)} <-> {net.format_address(sock.getsockname())}"
+            peer = net.format_peer(sock, address)
+            name = net.format_ends(sock, address, sock.getsockname())
         except OSError as error:
             self._log.debug("a client left at once: %s", error.strerror)
             return
@@ -71,7 +84,7 @@ class Listener(StreamServer):  # type: ignore[misc]
                 Overloaded.cause, f"#{number} {name}: closed at once: too many clients that were told to go stay"
             )
             return
-        client = Client(clients, sock, f"#{number} {net.format_address(address)}", net.format_host(address))
+        client = clients.make_client(clients, sock, f"#{number} {peer}", net.format_host(address))
         is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
         client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)") if is_full else None)
-        self._log.info("closed: %s", name)
+        self._log.info("%s: %s", "handed over" if client.is_handed_over else "closed", name)

@@ -1,18 +1,46 @@
-"""The log: one line an event, as text in the form that users of tcp-multiplexer know, or as JSON."""
+"""The log: one line an event, as text in the form that users of tcp-multiplexer know, for the journal, or as JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
-import sys
+import os
 import traceback
 from datetime import datetime
 
+from gmux.config import ServiceConfig
+from gmux.errors import StartError
+from gmux.logfile import LogFile
+
 LOGGER = logging.getLogger("gmux")
+
+#: Seconds that the loop waits for who reads the log: with `-v` more may be said in a moment than a pipe holds.
+PATIENCE = 0.5
+
+#: What syslog(3) calls the levels.
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+def route_logger(name: str) -> logging.Logger:
+    """The logger of a route: its lines tell its name, when it has one."""
+    return LOGGER.getChild(name) if name else LOGGER
+
+
+def access_file(config: ServiceConfig) -> LogFile:
+    """The file of --access-log, not open yet."""
+    return LogFile("access log", config.access_log, 1, _owner(config), LOGGER.warning)
+
+
+def _owner(config: ServiceConfig) -> tuple[int, int]:
+    return (-1 if config.user is None else config.user, -1 if config.group is None else config.group)
 
 
 def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
+
+
+def _route(record: logging.LogRecord) -> str:
+    return record.name.partition(".")[2]
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -23,14 +51,30 @@ def _message(record: logging.LogRecord) -> str:
     return text
 
 
+def _text(record: logging.LogRecord) -> str:
+    route = _route(record)
+    return f"{route}: {_message(record)}" if route else _message(record)
+
+
 class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname[:4]}[{_time(record)}] {_message(record)}"
+        return f"{record.levelname[:4]}[{_time(record)}] {_text(record)}"
+
+
+class JournalFormatter(logging.Formatter):
+    """The level as in sd-daemon(3), on each line, because each is an entry of its own. The journal knows the time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{PRIORITIES.get(record.levelno, 6)}>"
+        return prefix + _text(record).replace("\n", "\n" + prefix)
 
 
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return json.dumps({"time": _time(record), "level": record.levelname.lower(), "message": _message(record)})
+        fields = {"time": _time(record), "level": record.levelname.lower()}
+        if route := _route(record):
+            fields["route"] = route
+        return json.dumps(fields | {"message": _message(record)})
 
 
 class DropTracebacks(logging.Filter):
@@ -43,10 +87,71 @@ class DropTracebacks(logging.Filter):
         return True
 
 
-def configure(log_format: str, verbose: bool, quiet: bool) -> None:
-    """Send the log to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+class LogHandler(logging.Handler):
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+        # Here and not at the logger, whose filters do not see what comes from the loggers of routes.
+        self.addFilter(DropTracebacks())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record) + "\n"
+        except Exception:  # a message and arguments that do not fit
+            self.handleError(record)
+        else:
+            self._file.write(line.encode(errors="backslashreplace"), PATIENCE)
+
+
+_STANDARD_ERROR = LogFile("standard error", "", 2, (-1, -1), lambda text: None)
+
+#: What this process writes, or has made for its workers.
+_files: list[LogFile] = []
+
+
+def configure(config: ServiceConfig) -> None:
+    """Send the log where the settings say, from now on. Raises StartError, and then nothing has changed."""
+    file = LogFile("log file", config.log_file, 2, _owner(config), _complain)
+    files = [file]
+    if config.access_log:
+        # Workers write it. But a wrong name is to end the start, and they may not be allowed to make a file there.
+        files.append(access_file(config))
+    try:
+        for each in files:
+            each.open()
+    except StartError:
+        file.close()
+        raise
+    handler = LogHandler(file)
+    if config.log_format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(JournalFormatter() if not file.is_named and _is_journal() else TextFormatter())
     LOGGER.handlers[:] = [handler]
     LOGGER.propagate = False
-    LOGGER.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    LOGGER.setLevel("DEBUG" if config.verbose else "WARNING" if config.quiet else config.log_level.upper())
+    for each in _files:
+        each.close()
+    _files[:] = files
+
+
+def reopen() -> None:
+    """Open the files of this process anew, because logrotate has moved them. Never raises."""
+    for file in _files:
+        file.reopen()
+
+
+def _complain(text: str) -> None:
+    """Say in the log, and on standard error, that there is something wrong with the log."""
+    LOGGER.warning(text)
+    if _files and _files[0].is_named:
+        _STANDARD_ERROR.write(f"gmux: {text}\n".encode(errors="backslashreplace"), PATIENCE)
+
+
+def _is_journal() -> bool:
+    """Whether standard error is the systemd journal (systemd.exec(5))."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"

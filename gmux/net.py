@@ -1,5 +1,8 @@
 """Sockets as gmux uses them: non-blocking, without Nagle's delay, with keepalive, closed on exec.
 
+A Unix socket has neither delay nor keepalive, and no reset either: what was written to it is with the peer at once, and
+its end comes behind that, however it was closed. Only a close with bytes unread is told from others.
+
 Nothing here is monkey-patched: the sockets are the standard library's, and waiting is done by watchers of the loop.
 """
 
@@ -9,6 +12,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 import struct
 import termios
 from contextlib import suppress
@@ -17,8 +21,7 @@ import gevent
 from gevent import socket as gevent_socket
 
 from gmux.errors import ConnectError, ConnectTimeout, StartError
-
-Address = tuple[str, int]
+from gmux.kinds import Address as Address
 
 #: One read takes at most this much. From 128 KiB on each would cost an mmap and its page faults; below, to receive into
 #: a buffer of our own and copy out of it is slower (measured: 2.35 us against 2.20 us for 64 bytes sent and received).
@@ -33,20 +36,44 @@ BACKLOG = 2048
 IPV4_MAPPED = "::ffff:"
 
 
-def format_host(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    """The host alone; an IPv4 client of an IPv6 socket is shown as what it is."""
-    return address[0].removeprefix(IPV4_MAPPED)
+#: What the kernel gives as a name: host and port, two more numbers for IPv6; of a Unix socket its path, often empty.
+Name = tuple[str, int] | tuple[str, int, int, int] | str
 
 
-def format_address(address: tuple[str, int] | tuple[str, int, int, int]) -> str:
-    """`host:port`, `[host]:port` for IPv6."""
-    host, port = format_host(address), address[1]
+def format_host(name: Name) -> str:
+    """The host alone, empty for a Unix socket; an IPv4 client of an IPv6 socket is shown as what it is."""
+    return "" if isinstance(name, str) else name[0].removeprefix(IPV4_MAPPED)
+
+
+def format_address(name: Name) -> str:
+    """`host:port`, `[host]:port` for IPv6, `unix:path` for a Unix socket."""
+    if isinstance(name, str):
+        return "unix:" + name
+    host, port = format_host(name), name[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def format_peer(sock: socket.socket, name: Name) -> str:
+    """Who is at the other end, whose name is `name`. Clients of a Unix socket have none: they are told by process."""
+    if not isinstance(name, str):
+        return format_address(name)
+    pid, _, _ = struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    # A process that has ended, or is in another container, has no number here.
+    return f"{format_address(name or sock.getsockname())} (process {pid or '?'})"
+
+
+def format_ends(sock: socket.socket, connecting: Name, listening: Name) -> str:
+    """Both ends of a connection; of a Unix socket they have one name between them."""
+    if isinstance(listening, str):
+        return format_peer(sock, listening)
+    return f"{format_address(connecting)} <-> {format_address(listening)}"
 
 
 def prepare(sock: socket.socket) -> None:
     """Set what every connection gets, whichever side it is on."""
     sock.setblocking(False)
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     idle, interval, count = KEEPALIVE
@@ -55,21 +82,128 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
 
 
-def listen(address: Address) -> socket.socket:
-    """A listening socket at `address`; an empty host is all addresses, IPv6 and IPv4. Raises StartError."""
-    host, port = address
+def listen(address: Address, mode: int = 0o660, owner: tuple[int, int] | None = None) -> socket.socket:
+    """A listening socket at `address`; an empty host is all addresses, IPv6 and IPv4. Raises StartError.
+
+    The file of a Unix socket gets `mode`, and `owner`: a user and a group, -1 for as it is. It replaces a socket on
+    which nobody listens any more, and no other file.
+    """
     try:
-        # An address with a scope or a name resolves here; the first answer is taken, as a listener is one socket.
-        family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        if not host:
-            dual = socket.has_dualstack_ipv6()
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=BACKLOG, dualstack_ipv6=dual
-            )
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        return _listen_unix(address, mode, owner) if isinstance(address, str) else _listen_tcp(*address)
     except OSError as error:
+        where = address if isinstance(address, str) else (address[0] or "*", address[1])
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-        raise StartError(f"cannot listen on {format_address((host or '*', port))}: {reason}") from None
+        raise StartError(f"cannot listen on {format_address(where)}: {reason}") from None
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    # An address with a scope or a name resolves here; the first answer is taken, as a listener is one socket.
+    family = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    if not host:
+        dual = socket.has_dualstack_ipv6()
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, backlog=BACKLOG, dualstack_ipv6=dual
+        )
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def _listen_unix(path: str, mode: int, owner: tuple[int, int] | None) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        _bind(sock, path, mode)
+        file = SocketFile(path)
+        try:
+            if owner is not None:
+                _give(path, owner)
+            # Until here nobody can connect, so all is as it shall be from the first client on.
+            sock.listen(BACKLOG)
+        except BaseException:
+            file.remove()
+            raise
+        if not file.is_there():
+            # Another gmux that starts at the same time took it for the one that was left behind.
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind(sock: socket.socket, path: str, mode: int) -> None:
+    """Make the file of `sock`. Raises OSError, StartError."""
+    # Not changed afterwards by its name, which may be another file's by then. The umask alone would not do in a folder
+    # with an access control list of its own.
+    os.fchmod(sock.fileno(), mode)
+    umask = os.umask(~mode & 0o777)
+    try:
+        try:
+            sock.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(path)
+            sock.bind(path)
+    finally:
+        os.umask(umask)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket on which nobody listens. Raises OSError, StartError for any other file."""
+    # Held open, or the number of the file, once another gmux has removed it, would be that of its successor.
+    try:
+        held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        file = SocketFile(path)
+        if not file.is_socket:
+            raise StartError(f"cannot listen on {format_address(path)}: a file that is not a socket is there")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            answer = probe.connect_ex(path)
+        if answer != errno.ECONNREFUSED:
+            reason = answer if answer == errno.EACCES else errno.EADDRINUSE
+            raise OSError(reason, os.strerror(reason))
+        if file.is_there():
+            os.unlink(path)
+    finally:
+        os.close(held)
+
+
+def _give(path: str, owner: tuple[int, int]) -> None:
+    try:
+        os.chown(path, *owner, follow_symlinks=False)
+    except OSError as error:
+        reason = f"cannot change its owner (--listen-owner): {error.strerror}"
+        raise StartError(f"cannot listen on {format_address(path)}: {reason}") from None
+
+
+class SocketFile:
+    """The file of a Unix socket, told from another of its name that comes later.
+
+    Made while the socket is open, which keeps the file's number from being given to another; used as long as it is.
+    Raises OSError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._status = os.lstat(path)
+
+    @property
+    def is_socket(self) -> bool:
+        return stat.S_ISSOCK(self._status.st_mode)
+
+    def is_there(self) -> bool:
+        try:
+            return os.path.samestat(self._status, os.lstat(self._path))
+        except OSError:
+            return False
+
+    def remove(self) -> None:
+        """Remove the file, unless another has its name; never raises: what is left, the next start replaces."""
+        if self.is_there():
+            with suppress(OSError):
+                os.unlink(self._path)
 
 
 def connect(address: Address, seconds: float) -> socket.socket:
@@ -77,6 +211,8 @@ def connect(address: Address, seconds: float) -> socket.socket:
 
     Raises ConnectTimeout, ConnectError.
     """
+    if isinstance(address, str):
+        return _connect_unix(address)
     where = format_address(address)
     try:
         with gevent.Timeout(seconds or None):
@@ -95,6 +231,20 @@ def connect(address: Address, seconds: float) -> socket.socket:
     return sock
 
 
+def _connect_unix(path: str) -> socket.socket:
+    """Here the kernel says at once whether there is a connection. Raises ConnectError."""
+    sock = socket.socket(socket.AF_UNIX)
+    prepare(sock)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        is_full = error.errno == errno.EAGAIN
+        reason = "its queue of connections is full" if is_full else error.strerror or str(error)
+        raise ConnectError(f"cannot connect to the target {format_address(path)}: {reason}") from None
+    return sock
+
+
 def _is_own_end(sock: socket.socket) -> bool:
     """Whether the connection is one to itself.
 
@@ -108,7 +258,12 @@ def _is_own_end(sock: socket.socket) -> bool:
 
 
 def unacknowledged(sock: socket.socket) -> int:
-    """Bytes that the kernel has taken for the peer, and the peer has not acknowledged (SIOCOUTQ, tcp(7))."""
+    """Bytes that the kernel has taken for the peer, and the peer has not acknowledged (SIOCOUTQ, tcp(7)).
+
+    None on a Unix socket: they are with the peer, and a close does not take them back.
+    """
+    if sock.family == socket.AF_UNIX:
+        return 0
     try:
         return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
     except OSError:
@@ -118,11 +273,19 @@ def unacknowledged(sock: socket.socket) -> int:
 def acknowledge(sock: socket.socket) -> None:
     """Acknowledge at once what has come. A target that writes an answer in two pieces, with Nagle's delay, sends the
     second one only then; the kernel would wait some 40 ms for something to send it with."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    except OSError as error:
+        # A Unix socket, which delays nothing. To ask beforehand what it is would cost each TCP connection.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
 
 
 def prepare_reset(sock: socket.socket) -> None:
-    """Make the close of `sock` a reset, so that the peer cannot take what came so far for a complete message."""
+    """Make the close of `sock` a reset, so that the peer cannot take what came so far for a complete message.
+
+    A Unix socket has none: there only the framing tells that a message is not whole.
+    """
     _set_linger(sock, True)
 
 

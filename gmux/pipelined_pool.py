@@ -13,6 +13,7 @@ from typing import cast
 
 import gevent
 
+from gmux.access import RouteAccess
 from gmux.by_key import KeyedUpstream
 from gmux.by_order import OrderedUpstream
 from gmux.codecs.base import Codec, KeyedRequest
@@ -20,7 +21,8 @@ from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream
-from gmux.pool import Pool, PoolSettings, Slots
+from gmux.pool import Pool, PoolSettings
+from gmux.slots import Slots
 from gmux.spinner import Spinner
 from gmux.trace import Trace
 from gmux.upstream import Upstream
@@ -38,8 +40,9 @@ class PipelinedPool(Pool):
         spinner: Spinner,
         log: logging.Logger,
         trace: Trace | None,
+        access: RouteAccess | None,
     ) -> None:
-        super().__init__(settings, codec, slots, spinner, log, trace)
+        super().__init__(settings, codec, slots, spinner, log, trace, access)
         self._is_by_key = codec.correlation == "key"
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
         self.asked = self._awaiting.add
@@ -134,11 +137,21 @@ class PipelinedPool(Pool):
 
     # What differs from the strict pool.
 
+    def lend(self) -> None:
+        super().lend()
+        if self._idle or not self._slots.next_ask(self._state()):
+            return
+        # Under a load that does not end none is ever free: one takes no more requests until it is.
+        open_ones = [u for u in map(_pipelined, self._upstreams) if not u.is_closing]
+        if open_ones and not any(upstream.is_aged for upstream in open_ones):
+            min(open_ones, key=attrgetter("load")).is_aged = True
+
     def _wrap(self, sock: socket.socket) -> Upstream:
         kind = KeyedUpstream if self._is_by_key else OrderedUpstream
         return kind(self, sock, self._codec.answer_decoder(), self._traits)
 
     def _hand_over(self, upstream: Upstream) -> None:
+        upstream.is_aged = False  # or it would have been replaced, or lent
         if self._waiting and (not upstream.is_stale() or upstream.catch_up()):
             self.has_room(_pipelined(upstream))
         if not upstream.is_closing and not _pipelined(upstream).load:

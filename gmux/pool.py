@@ -17,17 +17,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 from gevent.lock import BoundedSemaphore
 
 from gmux import net
+from gmux.access import RouteAccess
 from gmux.codecs.base import NO_LIMIT, Codec, Part, Request
 from gmux.deadlines import Deadlines
-from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, UpstreamClosed
+from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, Stopped, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.ratelimit import LimitedWarnings
+from gmux.slots import Ask, Grant, Slot, Slots, State
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
 from gmux.trace import Trace
@@ -78,6 +80,9 @@ class PoolSettings:
     max_age: float = 0.0
 
 
+#: Seconds without use after which another process's need of an idle connection goes before one's own.
+SPARE_TIME = 0.05
+
 #: What is done with a message of the target that nobody asked for.
 CLOSE, DROP, BROADCAST = "close", "drop", "broadcast"
 
@@ -98,18 +103,6 @@ class OwnAsker:
         self._told(exchange, error)
 
 
-class Slot(Protocol):
-    def release(self) -> None: ...
-
-
-class Slots(Protocol):
-    """Keeper of the permissions to own one upstream connection; see `gmux.slots`."""
-
-    def acquire(self, seconds: float) -> Slot:
-        """A free slot; switches greenlets. Raises ConnectTimeout."""
-        ...
-
-
 class Pool:
     """One target's upstream connections. Made by the route, which calls `start` and `stop`."""
 
@@ -121,6 +114,7 @@ class Pool:
         spinner: Spinner,
         log: logging.Logger,
         trace: Trace | None,
+        access: RouteAccess | None,
     ) -> None:
         self._settings = settings
         self._codec = codec
@@ -129,7 +123,9 @@ class Pool:
         self._log = log
         self.warn = LimitedWarnings(log)
         self._trace = trace
-        self._traits = Traits(spinner.kick, trace is not None, settings.hears, settings.pipeline, settings.late_window)
+        self._access = access
+        is_verbose = trace is not None or access is not None
+        self._traits = Traits(spinner.kick, is_verbose, settings.hears, settings.pipeline, settings.late_window)
         self._permits = BoundedSemaphore(settings.size)
         self._idle: list[Upstream] = []
         self._upstreams: dict[Upstream, Slot] = {}
@@ -156,16 +152,32 @@ class Pool:
         self._retry_timer: Any = None
         self._last_error = ConnectError("the target was not tried yet")
         self._is_stopping = False
+        self._is_draining = False
+        # How often each idle connection had been used, when it was last looked at for others.
+        self._seen: dict[Upstream, int] = {}
+        self._looked = monotonic()
+        # Those that end so that others may have their slots.
+        self._promised: dict[Upstream, Ask] = {}
+        self._rests = bool(settings.request_delay or settings.max_age)
         # Two calls of upstream connections, without a layer between: they are on the hot path.
         self.sent = self._answering.add
-        self.freed = self._rest if settings.request_delay or settings.max_age else self._hand_over
+        self._listen_to_asks(False)
 
     def start(self) -> None:
         """Open the connections that are to be kept."""
+        self._slots.open(self)
         self._settle()
 
+    def drain(self) -> None:
+        """Keep no connection that nobody needs here; others may have them."""
+        self._is_draining = True
+        self.lend()
+
     def stop(self) -> None:
-        """Close all upstream connections, each within CLOSE_TIMEOUT; switches greenlets."""
+        """Close all upstream connections, each within CLOSE_TIMEOUT; switches greenlets. May be called twice."""
+        if self._is_stopping:
+            return
+        self._slots.close()
         self._is_stopping = True
         if self._retry_timer is not None:
             self._retry_timer.stop()
@@ -175,7 +187,7 @@ class Pool:
             self._permits.release()
         self._connecting.clear()
         for upstream in list(self._upstreams):
-            upstream.fail(UpstreamClosed("gmux is stopping"))
+            upstream.fail(Stopped("gmux is stopping"))
         with gevent.Timeout(CLOSE_TIMEOUT + 0.1, False):
             for _ in range(self._settings.size):
                 self._permits.acquire()
@@ -205,6 +217,8 @@ class Pool:
             exchange.asker.fail(exchange, Overloaded(f"{self._settings.queue_limit} requests wait (--queue-limit)"))
         else:
             self._waiting.add(exchange)
+            if self._connecting:
+                self._slots.hurry()
 
     def abandon(self, exchange: Exchange) -> None:
         """The asker is gone. A request not sent yet is forgotten; an answer on its way is read and dropped."""
@@ -237,7 +251,7 @@ class Pool:
         if self._settings.max_age and age >= self._settings.max_age:
             upstream.retire(f"{age:.0f} s old")
         else:
-            self._hand_over(upstream)
+            self._next(upstream)
 
     def closing(self, upstream: Upstream, reason: str) -> None:
         if upstream in self._idle:
@@ -251,7 +265,10 @@ class Pool:
         self._stop_clocks(upstream)
         self._closing.discard(upstream)
         self._checked.discard(upstream)
-        self._upstreams.pop(upstream).release()
+        slot = self._upstreams.pop(upstream)
+        ask = self._promised.pop(upstream, None)
+        if ask is None or not self._slots.give(ask, slot):
+            slot.release()
         if upstream in self._idle:
             self._idle.remove(upstream)
         else:
@@ -286,6 +303,8 @@ class Pool:
         return policy != CLOSE
 
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
+        if self._access is not None and not is_answer:
+            self._access.put(exchange, upstream.name)
         if self._trace is not None and data:
             ends = (exchange.asker.name, self._where)
             sender, receiver = reversed(ends) if is_answer else ends
@@ -314,12 +333,19 @@ class Pool:
                 for exchange in self._waiting.take_all():
                     exchange.asker.fail(exchange, self._last_error)
             return
-        coming = len(self._connecting)
-        wanted = max(self._needed(len(self._waiting)) - coming, self._settings.minimum - self._kept() - coming)
+        wanted = self.wanted() - len(self._connecting)
         # The permits of idle connections are theirs.
         while wanted > 0 and self._permits.counter > len(self._idle) and self._permits.acquire(blocking=False):
             self._open()
             wanted -= 1
+
+    def wanted(self) -> int:
+        """The connections that are worth making, with those that are being made."""
+        minimum = 0 if self._is_draining else self._settings.minimum
+        return max(self._needed(len(self._waiting)), minimum - self._kept())
+
+    def need(self) -> int:
+        return len(self._waiting)
 
     def _needed(self, waiting: int) -> int:
         """The connections that so many requests in line are worth."""
@@ -351,30 +377,141 @@ class Pool:
                 self._permits.release()
         if upstream is None:
             self._settle()
+        elif upstream.used:
+            self._next(upstream)
         elif self._settings.connect_delay:
             self._warming.add(upstream)
         else:
             self._greet(upstream)
 
-    def _make_upstream(self) -> Upstream:
-        settings = self._settings
-        slot = self._slots.acquire(settings.connect_timeout)
+    def _make_upstream(self) -> Upstream | None:
+        """A connection, new or of another process; None: it is not wanted any more. Switches. Raises ConnectError."""
+        grant = self._slots.acquire()
+        if grant is None:
+            return None
         try:
+            if grant.sock is not None:
+                return self._take_over(grant)
             self._log.info("creating target connection")
-            sock = net.connect(settings.target, settings.connect_timeout)
-            try:
-                upstream = self._wrap(sock)
-            except OSError as error:  # it has ended before it could be named
-                sock.close()
-                raise ConnectError(f"the target {self._where} ends new connections ({error.strerror})") from None
+            upstream = self._add(grant.slot, net.connect(self._settings.target, self._settings.connect_timeout))
         except BaseException:
-            slot.release()
+            grant.slot.release()
             raise
-        self._upstreams[upstream] = slot
-        if settings.max_age:
-            self._aging.add(upstream)
         self._log.info("new target connection: %s", upstream.name)
         return upstream
+
+    def _add(self, slot: Slot, sock: socket.socket) -> Upstream:
+        """A connected socket becomes one of the pool's connections. Raises ConnectError."""
+        try:
+            upstream = self._wrap(sock)
+        except OSError as error:  # it has ended before it could be named
+            sock.close()
+            raise ConnectError(f"the target {self._where} ends new connections ({error.strerror})") from None
+        self._upstreams[upstream] = slot
+        if self._settings.max_age:
+            self._aging.add(upstream)
+        return upstream
+
+    def _take_over(self, grant: Grant) -> Upstream:
+        """Another process's connection becomes one of the pool's. Raises ConnectError."""
+        assert grant.sock is not None
+        grant.sock.setblocking(False)
+        upstream = self._add(grant.slot, grant.sock)
+        # One that carried requests before may end at any time, as the next of them may find out.
+        upstream.used = max(1, grant.used)
+        self._log.debug("took over target connection: %s", upstream.name)
+        return upstream
+
+    # How connections are shared with other processes (`slots.Lender`, beside `wanted` and `need`).
+
+    def _listen_to_asks(self, is_on: bool) -> None:
+        """While others ask, each connection that becomes free is looked at; else nothing is paid for them."""
+        self._next = self._lend_or_hand_over if is_on else self._hand_over
+        self.freed = self._rest if self._rests else self._next
+
+    def lend(self) -> None:
+        self._listen_to_asks(True)
+        now = monotonic()
+        is_time = now - self._looked >= SPARE_TIME
+        # The one that was used last goes to the next request, so those that nobody needs stay in front.
+        for upstream in list(self._idle):
+            is_spare = self._seen.get(upstream) == upstream.used
+            ask = self._slots.next_ask(self._state(is_spare and is_time))
+            if ask is None:
+                break
+            if upstream in self._idle:
+                self._give(upstream, ask)
+        if is_time:
+            self._looked = now
+            self._seen = {upstream: upstream.used for upstream in self._idle}
+
+    def _state(self, is_spare: bool = False) -> State:
+        if self._waiting:
+            return State.BUSY
+        if self._is_draining:
+            return State.DRAINING
+        return State.SPARE if is_spare else State.IDLE
+
+    def _lend_or_hand_over(self, upstream: Upstream) -> None:
+        if not self._slots.has_asks():
+            self._listen_to_asks(False)
+        elif ask := self._slots.next_ask(self._state()):
+            self._make_idle(upstream)
+            self._give(upstream, ask)
+            self._go_on()
+            return
+        self._hand_over(upstream)
+
+    def _give(self, upstream: Upstream, ask: Ask) -> None:
+        """Hand an idle connection over, or close it and hand over its slot."""
+        if upstream.is_stale() and not upstream.catch_up():
+            return
+        self._slots.met(ask)
+        is_movable = upstream.is_clean and not self._settings.max_age and upstream not in self._checked
+        if not is_movable or not self._slots.is_kin(ask):
+            # Its slot alone goes there, when it has ended. Were it set free, this pool might be the first to take it.
+            self._promised[upstream] = ask
+            upstream.retire("another gmux needs it")
+            return
+        if not self._slots.give(ask, self._upstreams[upstream], upstream.sock, upstream.used):
+            return  # it asks again
+        # To share is usual, and may be often; to end is not.
+        self._log.log(
+            logging.INFO if self._is_draining else logging.DEBUG, "handed over target connection: %s", upstream.name
+        )
+        upstream.let_go()
+        self._stop_clocks(upstream)
+        self._idle.remove(upstream)
+        del self._upstreams[upstream]
+
+    def _go_on(self) -> None:
+        """Serve those who wait with what there is."""
+        for upstream in list(self._idle):
+            if self._waiting and self._permits.acquire(blocking=False):
+                self._idle.remove(upstream)
+                self._hand_over(upstream)
+        self._settle()
+
+    def adopt(self, grant: Grant) -> bool:
+        if grant.sock is None:
+            grant.slot.release()
+            return True
+        if self._is_stopping:
+            net.prepare_reset(grant.sock)
+            grant.sock.close()
+            grant.slot.release()
+            return True
+        if not self._permits.acquire(blocking=False):
+            # Somebody has one who was told in this turn of the loop that a slot is not wanted any more.
+            return False
+        try:
+            upstream = self._take_over(grant)
+        except ConnectError:
+            self._permits.release()
+            grant.slot.release()
+        else:
+            self._next(upstream)
+        return True
 
     def _wrap(self, sock: socket.socket) -> Upstream:
         """The connection over a connected socket. Raises OSError when that has ended already."""

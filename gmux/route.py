@@ -4,32 +4,50 @@ from __future__ import annotations
 
 import logging
 import socket
+from functools import partial
 from time import monotonic
 
 import gevent
 
+from gmux.access import AccessLog
 from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
-from gmux.config import Config
+from gmux.config import RouteConfig, ServiceConfig
 from gmux.listener import Listener
 from gmux.net import Address
 from gmux.pipelined_pool import PipelinedPool
-from gmux.pool import CLOSE, Pool, PoolSettings, Slots
+from gmux.pool import CLOSE, Pool, PoolSettings
+from gmux.recorded_client import RecordedClient
+from gmux.slots import Slots
 from gmux.spinner import Spinner
 from gmux.spool import Memory
+from gmux.succession import Succession
 from gmux.trace import Trace
 
 #: Seconds between two looks at whether the last request is answered.
 DRAIN_INTERVAL = 0.02
+
+#: Seconds between two attempts to hand over a client.
+HAND_OVER_INTERVAL = 0.001
 
 
 class Route:
     """Made by the worker for a listening socket and the address of the target."""
 
     def __init__(
-        self, config: Config, listening: socket.socket, target: Address, slots: Slots, log: logging.Logger
+        self,
+        config: RouteConfig,
+        service: ServiceConfig,
+        listening: socket.socket,
+        target: Address,
+        slots: Slots,
+        spinner: Spinner,
+        log: logging.Logger,
+        succession: Succession | None = None,
+        access: AccessLog | None = None,
     ) -> None:
+        """`succession` is not there where the listening socket is not shared with other processes."""
         codec = config.make_codec()
-        trace = Trace(log, codec.redact, unsafe=config.unsafe_dump) if config.verbose else None
+        trace = Trace(log, codec.redact, unsafe=service.unsafe_dump) if service.verbose else None
         pool_settings = PoolSettings(
             target=target,
             size=config.pool_size,
@@ -59,14 +77,25 @@ class Route:
             spool_limit=config.spool_limit,
         )
         pool_class = PipelinedPool if config.pipeline > 1 or codec.correlation == "key" else Pool
-        self._pool = pool_class(pool_settings, codec, slots, Spinner(config.spin), log, trace)
+        route_access = access.of_route(config.name) if access else None
+        self._pool = pool_class(pool_settings, codec, slots, spinner, log, trace, route_access)
         self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), log)
         self._pool.broadcast = self._clients.broadcast
+        if route_access is not None:
+            self._clients.make_client = partial(RecordedClient, route_access)
         self._listener = Listener(listening, self._clients, config.max_clients, log)
+        if service.workers > 1:
+            # One that takes all it finds would leave the others none.
+            self._listener.max_accept = 1
+        self._succession = succession
+        self._protocol = config.protocol
+        self._log = log
 
     def start(self) -> None:
         self._pool.start()
         self._listener.start()
+        if self._succession is not None:
+            self._succession.open(self._protocol, self._listener.adopt, self._log)
 
     def requests_under_way(self) -> int:
         return sum(client.has_request for client in self._clients.members)
@@ -76,10 +105,15 @@ class Route:
         end = monotonic() + seconds
         clients = self._clients
         self._listener.close()
-        clients.drain()
+        has_successor = self._succession is not None and self._succession.begin()
+        if self._succession is not None:
+            clients.hand_over = self._succession.hand_over
+        clients.drain(has_successor)
+        self._pool.drain()
         with gevent.Timeout(seconds, False):
             while len(clients.members) > len(clients.lingering):
-                gevent.sleep(DRAIN_INTERVAL)
+                # A mailbox takes few messages at a time, and its reader soon has them.
+                gevent.sleep(HAND_OVER_INTERVAL if clients.leave() else DRAIN_INTERVAL)
         is_done = len(clients.members) == len(clients.lingering)
         # The connections to the target go first: after a reload another process waits for them, and clients that are
         # slow to close do not need them any more.
@@ -91,5 +125,7 @@ class Route:
                     gevent.sleep(DRAIN_INTERVAL)
         for client in list(clients.members):
             client.abort()
+        if self._succession is not None:
+            self._succession.close()
         clients.warn.flush()
         return is_done

@@ -1,6 +1,6 @@
 """Permissions to own one upstream connection, shared by all gmux processes of a machine (invariant 1).
 
-A slot is an exclusive `flock` on a file: there are `pool-size` files for a target. The kernel gives a lock back
+A slot is an exclusive `flock` on a file: there are `pool-size` files for a budget. The kernel gives a lock back
 whatever becomes of its process, together with the sockets: a crash, a kill or a reload never leaves a slot behind
 and never lets a target see one connection too many. The file holds the process that took it, for the log, and is
 removed with the lock.
@@ -10,104 +10,228 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import logging
 import os
+import socket
 import stat
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
-from time import monotonic
+from typing import Protocol
 
-import gevent
-
-from gmux.errors import ConnectError, ConnectTimeout, StartError
-
-#: Seconds between two tries for a slot that another process holds; the gap in service after it lets go.
-RETRY_INTERVAL = 0.02
+from gmux.errors import ConnectError, StartError
 
 
-def runtime_dir() -> Path:
-    """A folder that only this user can write, made when it is missing. Raises StartError."""
+def runtime_dir(path: str, uid: int, gid: int) -> Path:
+    """The folder where processes that share budgets meet, which only their user can write to; made when missing.
+
+    `path` is empty for the usual one. Raises StartError.
+    """
     base = os.environ.get("XDG_RUNTIME_DIR")
-    if os.geteuid() == 0:
-        path = Path("/run/gmux")
+    if path:
+        folder = Path(path).absolute()
+    elif os.geteuid() == 0:
+        folder = Path("/run/gmux")
     elif base:
-        path = Path(base, "gmux")
+        folder = Path(base, "gmux")
     else:
-        path = Path(tempfile.gettempdir(), f"gmux-{os.geteuid()}")
+        folder = Path(tempfile.gettempdir(), f"gmux-{os.geteuid()}")
+    hint = "; XDG_RUNTIME_DIR names it" if base and os.geteuid() and not path else ""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
+        try:
+            folder.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            pass
+        else:
+            os.chown(folder, uid, gid)
+        status = folder.lstat()
     except OSError as error:
-        hint = "; XDG_RUNTIME_DIR names it" if base and os.geteuid() else ""
-        raise StartError(f"cannot use the runtime folder {path}: {error.strerror}{hint}") from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise StartError(f"cannot use the runtime folder {path}: others may write to it")
-    return path
+        raise StartError(f"cannot use the runtime folder {folder}: {error.strerror}{hint}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise StartError(f"cannot use the runtime folder {folder}: File exists{hint}")
+    if status.st_uid != uid:
+        raise StartError(f"cannot use the runtime folder {folder}: it belongs to user {status.st_uid}, not {uid}")
+    if status.st_mode & 0o022:
+        raise StartError(f"cannot use the runtime folder {folder}: others may write to it")
+    return folder
 
 
-class FileSlot:
-    """A slot that is held; `release` gives it back."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        # While the lock is held nobody else's slot can be behind the name; who has the file open meets `_is_at`.
-        with suppress(OSError):
-            self._path.unlink()
-        os.close(self._descriptor)
+class Slot(Protocol):
+    def release(self) -> None: ...
 
 
-class OwnSlots:
-    """For a target that no other process knows: the pool's own count is enough. It is its own slot, too."""
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A slot that is held now, and the open connection that came with it, on which `used` requests were sent."""
 
-    def acquire(self, seconds: float) -> OwnSlots:
-        return self
+    slot: Slot
+    sock: socket.socket | None = None
+    used: int = 0
 
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What another pool of the same budget says: how many slots it holds, and how many requests wait there.
+
+    `kind` tells whether an open connection is of use to it.
+    """
+
+    peer: str
+    held: int
+    need: int
+    kind: str
+
+
+class State(Enum):
+    """How much need a pool has of a connection of its own that is free, from the most to the least."""
+
+    BUSY = auto()  # requests wait
+    IDLE = auto()
+    SPARE = auto()  # it was not used for a while
+    DRAINING = auto()  # no requests will come
+
+
+class Lender(Protocol):
+    """A pool, as the keeper of its slots knows it. No call may switch greenlets."""
+
+    def wanted(self) -> int:
+        """The connections that it would make if it had the slots."""
+
+    def need(self) -> int:
+        """Its requests that wait."""
+
+    def lend(self) -> None:
+        """Somebody asks: give what may be given, by `next_ask` and `give`."""
+
+    def adopt(self, grant: Grant) -> bool:
+        """A slot came that is not waited for any more; false: there is no place for it in this turn of the loop."""
+
+
+class Slots:
+    """Keeper of the slots of one pool. This one has no end of them and shares them with nobody."""
+
+    def open(self, lender: Lender) -> None:
+        """Begin; asks of others come from now on."""
+
+    def acquire(self) -> Grant | None:
+        """A slot, or None when it is not wanted any more; switches greenlets. Raises ConnectError."""
+        return Grant(FREE)
+
+    def hurry(self) -> None:
+        """Requests wait now."""
+
+    def next_ask(self, state: State) -> Ask | None:
+        """Who is to get a connection that is free."""
+        return None
+
+    def has_asks(self) -> bool:
+        return False
+
+    def is_kin(self, ask: Ask) -> bool:
+        """Whether an open connection is of use to it."""
+        return False
+
+    def met(self, ask: Ask) -> None:
+        """It gets one connection."""
+
+    def give(self, ask: Ask, slot: Slot, sock: socket.socket | None = None, used: int = 0) -> bool:
+        """Hand a slot over, with its connection if there is one; whether it is the other's now."""
+        return False
+
+    def close(self) -> None:
+        """No more asks."""
+
+
+class _Free:
     def release(self) -> None:
         pass
 
 
-class FileSlots:
-    """The slots of one target on this machine."""
+FREE = _Free()
 
-    def __init__(self, folder: Path, target: str, size: int, log: logging.Logger) -> None:
-        name = hashlib.sha256(target.encode()).hexdigest()[:16]
-        self._paths = [folder / f"{name}.{n}" for n in range(size)]
-        self._log = log
 
-    def acquire(self, seconds: float) -> FileSlot:
-        """A free slot; waits `seconds` for one at most, and switches greenlets then.
+class FileSlot:
+    """A slot that is held; `release` gives it back. `descriptor` has the lock, in whatever process it is open."""
 
-        Raises ConnectTimeout, ConnectError.
-        """
-        end = monotonic() + seconds
-        is_told = False
-        while True:
-            for path in self._paths:
-                slot = _try(path)
-                if slot is not None:
-                    return slot
-            if monotonic() >= end:
-                raise ConnectTimeout(f"all connections to the target are held by {self._holders()}")
-            if not is_told:
-                self._log.info("waiting for a connection to the target held by %s", self._holders())
-                is_told = True
-            gevent.sleep(RETRY_INTERVAL)
+    def __init__(self, path: Path, descriptor: int, released: Callable[[FileSlot], None]) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self._released = released
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
-    def _holders(self) -> str:
+    def release(self) -> None:
+        # While the lock is held nobody else's slot can be behind the name; who has the file open meets `_is_at`.
+        with suppress(OSError):
+            self.path.unlink()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """The lock is another process's, which has its own descriptor of it."""
+        os.close(self.descriptor)
+        self._released(self)
+
+
+class SlotFiles:
+    """The slots of one budget on this machine, and those of them that are held here."""
+
+    def __init__(self, folder: Path, budget: str, size: int) -> None:
+        self.name = hashlib.sha256(budget.encode()).hexdigest()[:16]
+        self.folder = folder
+        self._size = size
+        self._paths = [folder / f"{self.name}.{n}" for n in range(size)]
+        self._held: set[FileSlot] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def take(self) -> FileSlot | None:
+        """A free slot. Raises ConnectError."""
+        for path in self._paths:
+            descriptor = _lock(path)
+            if descriptor is None:
+                continue
+            slot = self.hold(path, descriptor)
+            if self._is_over():
+                slot.release()
+                return None
+            return slot
+        return None
+
+    def hold(self, path: Path, descriptor: int) -> FileSlot:
+        """The slot whose lock is in `descriptor`."""
+        slot = FileSlot(path, descriptor, self._held.discard)
+        self._held.add(slot)
+        return slot
+
+    def has(self, name: str, descriptors: list[int]) -> bool:
+        """Whether the first of `descriptors` is of the slot of that name."""
+        return bool(descriptors) and name.startswith(self.name) and _is_at(descriptors[0], self.folder / name)
+
+    def _is_over(self) -> bool:
+        """Whether more are taken than there shall be, as some of a larger pool are held from before a reload."""
+        paths = set(self.folder.glob(f"{self.name}.[0-9]*"))
+        beyond = paths.difference(self._paths)
+        return any(map(_is_locked, beyond)) and sum(map(_is_locked, paths)) > self._size
+
+    def holders(self) -> str:
+        """The processes that hold slots, for the log."""
         holders = set()
         for path in self._paths:
             with suppress(OSError, ValueError):  # given back in this moment, or not written by gmux
-                holders.add(str(int(path.read_text())))
-        return "another gmux, process " + ", ".join(sorted(holders))
+                holders.add(int(path.read_text()))
+        return ", ".join(["another gmux", *(f"process {pid}" for pid in sorted(holders))])
 
 
-def _try(path: Path) -> FileSlot | None:
+def _open(path: Path, flags: int) -> int:
+    return os.open(path, flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _lock(path: Path) -> int | None:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open(path, os.O_CREAT)
     except OSError as error:
         raise ConnectError(f"cannot take a slot, {path}: {error.strerror}") from None
     try:
@@ -118,9 +242,21 @@ def _try(path: Path) -> FileSlot | None:
     if not _is_at(descriptor, path):
         os.close(descriptor)
         return None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return FileSlot(path, descriptor)
+    return descriptor
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = _open(path, 0)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

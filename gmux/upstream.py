@@ -84,7 +84,8 @@ class Upstream:
     """See the module.
 
     `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said. `is_aged`:
-    it is to be replaced as soon as nothing is in flight. `greeting` is what was sent first, until it is answered.
+    it is to be replaced, or lent, as soon as nothing is in flight. `greeting` is what was sent first, until it is
+    answered.
     """
 
     __slots__ = (
@@ -113,7 +114,7 @@ class Upstream:
     )
 
     def __init__(self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
-        self.name = f"{net.format_address(sock.getsockname())} <-> {net.format_address(sock.getpeername())}"
+        self.name = net.format_ends(sock, sock.getsockname(), sock.getpeername())
         self.opened = monotonic()
         self.used = 0
         self.idle_limit = NO_LIMIT
@@ -133,7 +134,8 @@ class Upstream:
         self._decoder = decoder
         self._kick = traits.kick
         # When the process is killed the kernel closes for it. What it has not sent yet would go out first, while the
-        # slot is free already: the target would see this connection and its successor.
+        # slot is free already: the target would see this connection and its successor. (Of a Unix socket it holds
+        # nothing back: all that it took is with the target.)
         net.prepare_reset(sock)
         loop = get_hub().loop
         # Events of the target come before those of clients: its connection is what all wait for, and an end of it
@@ -194,6 +196,22 @@ class Upstream:
     def abort(self) -> None:
         """End the connection at once, with a reset."""
         self._close_now(self._close_reason, is_abort=True)
+
+    @property
+    def sock(self) -> socket.socket:
+        return self._sock
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of the past can come, so that an idle connection may go on in other hands."""
+        return self.greeting is None and self.idle_limit == NO_LIMIT and not self._decoder.has_surplus
+
+    def let_go(self) -> None:
+        """The connection goes on in other hands, by a descriptor of their own; to the target nothing happens."""
+        self.is_closing = self.is_closed = True
+        self._reader.stop()
+        self._reader.close()
+        self._sock.close()
 
     def _on_readable(self) -> None:
         try:

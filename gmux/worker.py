@@ -1,11 +1,12 @@
-"""The worker process: gunicorn starts, watches and replaces it; it runs the route.
+"""The worker process: gunicorn starts, watches and replaces it; it runs the routes.
 
-Its life: the arbiter forks it with the listening sockets open; `run` starts the route, beats for the arbiter's watch,
+Its life: the arbiter forks it with the listening sockets open; `run` starts the routes, beats for the arbiter's watch,
 and waits for a signal. TERM drains; INT, QUIT and the loss of the master end it at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -17,18 +18,33 @@ import gevent
 from gevent.event import Event
 from gunicorn.workers.base import Worker
 
-from gmux import net, samples, slots
-from gmux.config import Config
+from gmux import logs, net, samples
+from gmux.access import AccessLog
+from gmux.config import RouteConfig, ServiceConfig, budget_name
 from gmux.logs import LOGGER
-from gmux.pool import Slots
 from gmux.route import Route
+from gmux.sharing import SharedSlots
+from gmux.slots import Slots
+from gmux.spinner import Spinner
+from gmux.succession import Succession
 
-#: Seconds between two signs of life to the arbiter.
+#: Seconds between two signs of life to the arbiter, at most.
 BEAT = 1.0
 
 
 class GmuxWorker(Worker):  # type: ignore[misc]
-    """gunicorn's worker contract over one route."""
+    """gunicorn's worker contract over the routes of a service; `sockets` are theirs, in their order."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        # Before the fork: a worker that drains as soon as this one exists must find it.
+        owner = (self.cfg.uid, self.cfg.gid) if os.geteuid() == 0 else (-1, -1)
+        self._successions = [Succession(self.app.runtime_dir, sock, owner) for sock in self.sockets]
+
+    def close_copies(self) -> None:
+        """What the master has of a worker behind the fork would keep it alive for others."""
+        for succession in self._successions:
+            succession.close_copy()
 
     def init_process(self) -> None:
         gevent.reinit()
@@ -40,54 +56,92 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         for name in self.SIGNALS:
             signal.signal(name, signal.SIG_DFL)
         signal.signal(signal.SIGABRT, self.handle_abort)
-        for name in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGHUP):
+        for name in (signal.SIGUSR2, signal.SIGWINCH, signal.SIGHUP):
             signal.signal(name, signal.SIG_IGN)
         gevent.signal_handler(signal.SIGTERM, self._stopping.set)
+        gevent.signal_handler(signal.SIGUSR1, self._reopen_logs)
         for name in (signal.SIGINT, signal.SIGQUIT):
             gevent.signal_handler(name, self._stop_at_once)
 
+    def _reopen_logs(self) -> None:
+        logs.reopen()
+        if self._access is not None:
+            self._access.reopen()
+
     def _stop_at_once(self) -> None:
-        lost = self._route.requests_under_way()
+        lost = sum(route.requests_under_way() for route in self._routes)
         LOGGER.log(logging.WARNING if lost else logging.INFO, "stopped at once; %d requests get no answer", lost)
+        if self._access is not None:
+            self._access.close()
         os._exit(0)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         os._exit(1)
 
     def load_wsgi(self) -> None:
-        """Make the route: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
-        config: Config = self.app.config
-        target = config.target or samples.serve(config.protocol, config.pool_size)
-        listening = socket.socket(fileno=os.dup(self.sockets[0].fileno()))
+        """Make the routes: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
+        service: ServiceConfig = self.app.config
+        spinner = Spinner(service.spin)
+        self._access = AccessLog(service) if service.access_log else None
+        self._routes = [
+            self._make_route(config, service, inherited, spinner, succession)
+            for config, inherited, succession in zip(service.routes, self.sockets, self._successions, strict=True)
+        ]
+
+    def _make_route(
+        self,
+        config: RouteConfig,
+        service: ServiceConfig,
+        inherited: socket.socket,
+        spinner: Spinner,
+        succession: Succession,
+    ) -> Route:
+        log = logs.route_logger(config.name)
+        # The listener owns the only copy from here on: a second one would hold new clients in the backlog until the
+        # end of a drain.
+        listening = socket.socket(fileno=os.dup(inherited.fileno()))
         listening.setblocking(False)
-        for inherited in self.sockets:
-            # The listener owns the only copy from here on: a second one would hold new clients in the backlog until
-            # the end of a drain.
-            inherited.close()
-        keeper: Slots = (
-            slots.FileSlots(self.app.runtime_dir, net.format_address(target), config.pool_size, LOGGER)
-            if config.target
-            else slots.OwnSlots()
-        )
-        self._route = Route(config, listening, target, keeper, LOGGER)
+        inherited.close()
+        keeper: Slots
+        if config.target is None:
+            target: net.Address = samples.serve(config.protocol, config.pool_size)
+            keeper = Slots()
+        else:
+            target = config.target
+            keeper = SharedSlots(
+                self.app.runtime_dir, budget_name(config), config.pool_size, _kind_of_connections(config), log
+            )
+        return Route(config, service, listening, target, keeper, spinner, log, succession, access=self._access)
 
     def run(self) -> None:
-        route, config = self._route, self.app.config
         # Until the first beat the arbiter takes a time of the wall clock for one of its own, and never misses a sign.
         self.notify()
-        route.start()
-        while not self._stopping.wait(BEAT):
+        beat = min(BEAT, self.timeout / 2) if self.timeout else BEAT
+        for route in self._routes:
+            route.start()
+        while not self._stopping.wait(beat):
             self.notify()
             if os.getppid() != self.ppid:
                 LOGGER.warning("the master is gone: stopping")
                 break
-        heart = gevent.spawn(self._beat)
-        if not route.drain(config.graceful_timeout):
-            LOGGER.warning("requests were cut off after %g s of draining", config.graceful_timeout)
+        heart = gevent.spawn(self._beat, beat)
+        seconds = self.app.config.graceful_timeout
+        drains = [gevent.spawn(route.drain, seconds) for route in self._routes]
+        gevent.joinall(drains)
+        if not all(drain.get() for drain in drains):
+            LOGGER.warning("requests were cut off after %g s of draining", seconds)
+        if self._access is not None:
+            self._access.close()
         heart.kill()
         sys.exit(0)
 
-    def _beat(self) -> None:
+    def _beat(self, seconds: float) -> None:
         while True:
             self.notify()
-            gevent.sleep(BEAT)
+            gevent.sleep(seconds)
+
+
+def _kind_of_connections(config: RouteConfig) -> str:
+    """The same for routes whose open connections are alike: another's may be used as one of its own."""
+    what = (config.protocol, config.target, config.on_connect)
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import docopt
 
-from gmux.config import parse_seconds
+from gmux.kinds import parse_seconds
 from gmux.samples.command import value
 from loadtest.protocols import PROTOCOLS, Protocol
 

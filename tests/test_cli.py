@@ -12,7 +12,7 @@ import pytest
 
 import gmux
 from gmux.codecs import registry
-from gmux.config import SETTINGS
+from gmux.settings import SETTINGS
 
 #: No machine has this address (RFC 5737), so a server that got as far as listening says so and ends.
 NOWHERE = "192.0.2.1:8000"
@@ -67,11 +67,13 @@ def test_version_prints_name_and_version(word):
 def test_help_names_the_commands(words):
     done = run(*words)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("gmux server [options]", "gmux list", "gmux version"):
+    for command in ("gmux server [options]", "gmux check [--print] [options]", "gmux list", "gmux version"):
         assert command in done.stdout
 
 
-@pytest.mark.parametrize("words", [["server", "--help"], ["server", "-h"], ["server", "-p", "mpu", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["server", "--help"], ["server", "-h"], ["server", "-p", "mpu", "--help"], ["check", "-h"]]
+)
 def test_server_help_has_each_flag_with_its_default(words):
     done = run(*words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -96,7 +98,7 @@ def test_installed_command_is_the_module():
 # Words that are wrong: exit code 2, one line, no traceback.
 
 WRONG = [
-    ([], "a command is missing: server, list or version"),
+    ([], "a command is missing: server, check, list or version"),
     (["-p", "echo"], "a command is missing"),
     (["serve"], "unexpected word 'serve' (did you mean server?)"),
     (["frobnicate"], "unexpected word 'frobnicate'; see gmux --help"),

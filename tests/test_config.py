@@ -6,17 +6,17 @@ import dataclasses
 import math
 import os
 import re
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gmux import config
-from gmux.config import BY_FLAG, SETTINGS, Config
-from gmux.errors import ConfigError
+from gmux.config import Given, GivenRoute, RouteConfig, ServiceConfig
+from gmux.errors import ConfigError, ConfigErrors
+from gmux.settings import BY_FLAG, BY_NAME, OF_ROUTES, OF_SERVICE, SETTINGS
+from tests.support.settings import read, read_route
 
-BY_NAME = {setting.name: setting for setting in SETTINGS}
 DAY = 86400.0
 TEN_YEARS = 3650 * DAY
 
@@ -99,6 +99,9 @@ KINDS = {
             "[fe80::1%eth0]:80": ("fe80::1%eth0", 80),
             "localhost:1": ("localhost", 1),
             "[::]:1": ("::", 1),
+            "unix:/run/gmux/a.sock": "/run/gmux/a.sock",
+            "unix:/a:80": "/a:80",
+            "unix:/" + "x" * 106: "/" + "x" * 106,
         },
         [
             "",
@@ -123,6 +126,15 @@ KINDS = {
             "x" * 64 + ":80",
             "host:\uff18\uff10",
             "host: 80",
+            "unix:",
+            "unix:a.sock",
+            "unix:/",
+            "unix:/a/",
+            "unix:/a\0",
+            "unix:/" + "x" * 107,
+            "unix:/" + "\xe4" * 54,
+            "UNIX:/a",
+            "/a.sock",
         ],
     ),
     "target": (
@@ -131,15 +143,16 @@ KINDS = {
             "10.0.0.1:1": ("10.0.0.1", 1),
             "[::1]:80": ("::1", 80),
             "embedded": None,
+            "unix:/a": "/a",
         },
-        ["", "8000", ":8000", "host:0", "[]:80", "Embedded", "embedded ", "host", "host:65536"],
+        ["", "8000", ":8000", "host:0", "[]:80", "Embedded", "embedded ", "host", "host:65536", "unix:a", "unix:/a/"],
     ),
     "protocol": ({"echo": "echo", "mpu": "mpu"}, ["", "Echo", "echo ", "gopher", "ech"]),
     "log_format": ({"text": "text", "json": "json"}, ["", "TEXT", "xml", "text,json"]),
     "correlation": ({mode: mode for mode in ("order", "key")}, ["", "both", "KEY"]),
     "unsolicited": ({mode: mode for mode in ("close", "drop", "broadcast")}, ["", "keep", "DROP"]),
     "on_connect": (
-        {"/proc/self/comm": Path("/proc/self/comm").read_bytes()},
+        {"/proc/sys/kernel/ostype": b"Linux\n"},
         ["", "/does/not/exist", "/", "/dev/null", "\0"],
     ),
     "spec": ({"ascii": "ascii", "binary": "binary"}, ["", "ebcdic", "/does/not/exist.json", "/etc/passwd", "/"]),
@@ -171,6 +184,34 @@ KINDS = {
         ["", " ", "a b", "a/b", "http://a", "u@a", ":80", "a:", "a:b", "a:123456", "::1", "a\r\nB: c", "\xe4", "a,b"],
     ),
     "verbose": ({"true": True, "false": False}, ["", "yes", "1", "True", "on"]),
+    "listen_mode": (
+        {"0660": 0o660, "660": 0o660, "0": 0, "7": 7, "0777": 0o777},
+        ["", "8", "0o660", "01777", "1777", "u+rw", "-1", "rw", " 0660", "\uff10"],
+    ),
+    "listen_owner": (
+        {
+            "root": (0, -1),
+            "root:root": (0, 0),
+            ":root": (-1, 0),
+            "0:0": (0, 0),
+            "12345:54321": (12345, 54321),
+            ":4294967294": (-1, 4294967294),
+        },
+        ["", ":", "root:", "no-such-user", "root:no-such-group", "4294967295", "-1", "root:root:root", "\0", " root"],
+    ),
+    "user": ({"root": 0, "0": 0, "12345": 12345}, ["", "no-such-user", "-1", "4294967295", "root:root", "\0"]),
+    "group": ({"root": 0, "0": 0, "12345": 12345}, ["", "no-such-group", "-1", "4294967295", "9" * 11]),
+    "pid": ({"a.pid": "a.pid", "/run/a b.pid": "/run/a b.pid", "\xe4": "\xe4"}, ["", "a\nb", "\0", "\udcff"]),
+    "log_file": ({"-": "-", "a.log": "a.log"}, ["", "a\tb"]),
+    "access_log": ({"-": "-", "a.log": "a.log"}, ["", "a\rb"]),
+    "chdir": ({"/": "/", ".": "."}, ["", "/does/not/exist", "/etc/passwd", "/etc/passwd/x", "\0", "x" * 300]),
+    "runtime_dir": ({"/does/not/exist": "/does/not/exist"}, ["", "\n"]),
+    "name": ({"a": "a", "A.b-c_9": "A.b-c_9", "x" * 64: "x" * 64}, ["", "a b", "a/b", "x" * 65, "\xe4", "a\n", "["]),
+    "worker_timeout": (
+        {"0": 0, "1": 1, "30s": 30, "5m": 300, "1000ms": 1, "2.0": 2},
+        ["", "500ms", "1.5s", "0.5", "-1", "soon"],
+    ),
+    "log_level": ({level: level for level in ("debug", "info", "warning", "error")}, ["", "INFO", "warn", "10"]),
 }
 GOOD = [(name, text, value) for name, (good, _) in KINDS.items() for text, value in good.items()]
 BAD = [(name, text) for name, (_, bad) in KINDS.items() for text in bad]
@@ -186,7 +227,7 @@ def test_setting_with_a_good_value_takes_it(name, text, value):
 @pytest.mark.parametrize(("name", "text"), BAD)
 def test_setting_with_a_bad_value_says_flag_value_and_what_is_allowed(name, text):
     with pytest.raises(ConfigError) as caught:
-        config.read({name: text})
+        read({name: text})
     assert_tells(str(caught.value), name, text)
 
 
@@ -207,12 +248,12 @@ def test_kinds_tested_here_are_all_kinds():
 
 def test_protocol_with_a_typo_gets_a_suggestion():
     with pytest.raises(ConfigError, match=r"did you mean iso8583\?"):
-        config.read({"protocol": "iso8853"})
+        read({"protocol": "iso8853"})
 
 
 def test_protocol_that_is_like_none_gets_no_suggestion():
     with pytest.raises(ConfigError) as caught:
-        config.read({"protocol": "zzz"})
+        read({"protocol": "zzz"})
     assert "did you mean" not in str(caught.value)
 
 
@@ -234,7 +275,7 @@ def check_any(setting, text: str) -> None:
     try:
         value = setting.parse(text)
     except ConfigError as error:
-        assert_tells(str(error), setting.name, text)
+        assert_tells(f"{setting.flag}: {error}", setting.name, text)
         return
     if isinstance(value, (int, float)):
         assert math.isfinite(value)
@@ -244,8 +285,11 @@ def check_any(setting, text: str) -> None:
 # The declarations.
 
 
-def test_fields_of_config_are_the_settings_in_their_order():
-    assert [field.name for field in dataclasses.fields(Config)] == [setting.name for setting in SETTINGS]
+def test_fields_of_the_configuration_are_the_settings_in_their_order():
+    of_route, of_service = ([f.name for f in dataclasses.fields(kind)] for kind in (RouteConfig, ServiceConfig))
+    assert of_route == ["name", *(setting.name for setting in OF_ROUTES)]
+    assert of_service == [*(setting.name for setting in OF_SERVICE), "routes"]
+    assert sorted(OF_ROUTES + OF_SERVICE, key=SETTINGS.index) == list(SETTINGS)
 
 
 def test_flags_and_short_names_are_unique():
@@ -265,7 +309,7 @@ def test_setting_declares_a_help_in_one_line_and_its_default_is_allowed(setting)
     if setting.default_text:
         assert setting.default_value == setting.parse(setting.default_text)
     else:
-        assert setting.default_value in ("", ())
+        assert setting.default_value == setting.kind.empty
 
 
 def test_groups_are_contiguous():
@@ -275,13 +319,13 @@ def test_groups_are_contiguous():
 
 
 def test_defaults_are_those_of_the_design():
-    defaults = config.read({})
+    service, defaults = read({}), read_route({})
     assert defaults.protocol == "echo"
     assert defaults.listen == ("", 8000)
     assert defaults.target == ("127.0.0.1", 1234)
     assert (defaults.pool_size, defaults.pool_min) == (1, 1)
     assert defaults.max_message == 16 << 20
-    assert (defaults.verbose, defaults.quiet, defaults.unsafe_dump) == (False, False, False)
+    assert (service.verbose, service.quiet, service.unsafe_dump) == (False, False, False)
     # Invariants 6 and 8: nothing waits for ever, and nothing grows for ever, unless someone asked for it.
     assert min(defaults.queue_timeout, defaults.connect_timeout, defaults.timeout, defaults.request_timeout) > 0
     assert min(defaults.queue_limit, defaults.max_clients, defaults.spool_limit, defaults.memory_limit) > 0
@@ -290,12 +334,12 @@ def test_defaults_are_those_of_the_design():
 @pytest.mark.parametrize(("processors", "spin"), [({0}, 0.0), ({0, 3}, 50e-6)])
 def test_default_of_spin_needs_two_processors(monkeypatch, processors, spin):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: processors)
-    assert config.read({}).spin == pytest.approx(spin)
+    assert read({}).spin == pytest.approx(spin)
 
 
 def test_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.read({}).pool_size = 2
+        read_route({}).pool_size = 2
 
 
 # Settings that meet.
@@ -303,7 +347,7 @@ def test_config_cannot_be_changed():
 
 def refused(**given_texts: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.read(given_texts)
+        read(given_texts)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     return message
@@ -315,19 +359,19 @@ def test_pool_min_above_pool_size_is_refused():
 
 
 def test_pool_min_of_pool_size_is_allowed():
-    assert config.read({"pool_min": "2", "pool_size": "2"}).pool_min == 2
+    assert read_route({"pool_min": "2", "pool_size": "2"}).pool_min == 2
 
 
 def test_idle_timeout_without_pool_min_keeps_no_connection_open():
-    assert config.read({"upstream_idle_timeout": "5m"}).pool_min == 0
+    assert read_route({"upstream_idle_timeout": "5m"}).pool_min == 0
 
 
 def test_idle_timeout_of_zero_without_pool_min_keeps_the_default():
-    assert config.read({"upstream_idle_timeout": "0"}).pool_min == 1
+    assert read_route({"upstream_idle_timeout": "0"}).pool_min == 1
 
 
 def test_idle_timeout_with_pool_min_below_pool_size_is_allowed():
-    taken = config.read({"upstream_idle_timeout": "5m", "pool_min": "1", "pool_size": "2"})
+    taken = read_route({"upstream_idle_timeout": "5m", "pool_min": "1", "pool_size": "2"})
     assert (taken.pool_min, taken.upstream_idle_timeout) == (1, 300.0)
 
 
@@ -347,7 +391,7 @@ def test_connect_delay_not_below_the_queue_timeout_is_refused(delay):
 
 @pytest.mark.parametrize(("delay", "limit"), [("9s", "10s"), ("1h", "0")])
 def test_connect_delay_below_the_queue_timeout_or_without_one_is_allowed(delay, limit):
-    config.read({"connect_delay": delay, "queue_timeout": limit})
+    read({"connect_delay": delay, "queue_timeout": limit})
 
 
 def test_quiet_with_verbose_is_refused():
@@ -356,7 +400,121 @@ def test_quiet_with_verbose_is_refused():
     assert "--verbose" in message
 
 
+@pytest.mark.parametrize("flag", ["quiet", "verbose"])
+def test_log_level_with_a_flag_that_says_it_is_refused(flag):
+    message = refused(**{flag: "true", "log_level": "error"})
+    assert message == f"--log-level: 'error' is not allowed together with --{flag}, which says it already"
+
+
+def test_more_workers_than_connections_are_refused():
+    message = refused(workers="3", pool_size="2")
+    assert message.startswith("--workers: '3' is not allowed: at most --pool-size, which is 2, as a worker without")
+    assert read({"workers": "2", "pool_size": "2"}).workers == 2
+
+
+def test_workers_with_the_embedded_target_are_refused():
+    assert refused(workers="2", pool_size="2", target="embedded").startswith(
+        "--workers: '2' is not allowed with --target embedded"
+    )
+
+
+@pytest.mark.parametrize("name", ["listen_mode", "listen_owner"])
+def test_mode_and_owner_of_a_socket_are_refused_with_a_port(name):
+    given_texts = {name: {"listen_mode": "0600", "listen_owner": "root"}[name]}
+    assert refused(**given_texts).endswith("is not allowed with a port: it is for --listen unix:/PATH alone")
+    read({"listen": "unix:/a"} | given_texts)
+
+
 def test_upstream_max_age_not_above_connect_delay_is_refused():
     """Such a connection would be too old for its first request, for ever."""
     with pytest.raises(ConfigError, match=r"--upstream-max-age: '0\.2s' is not allowed: .* --connect-delay"):
-        config.read({"upstream_max_age": "200ms", "connect_delay": "400ms"})
+        read({"upstream_max_age": "200ms", "connect_delay": "400ms"})
+
+
+# Several routes.
+
+
+def routes_of(*routes: dict[str, str]) -> list[GivenRoute]:
+    """Each with a name, a port and a place of its own, where it says nothing else."""
+    found = []
+    for number, texts in enumerate(routes):
+        texts = {"listen": str(8001 + number), "name": f"r{number}"} | texts
+        name = texts.pop("name")
+        where = f"a.toml:{number}"
+        found.append(GivenRoute({n: Given(t, f"{where}: {BY_NAME[n].key}") for n, t in texts.items()}, name, where))
+    return found
+
+
+def problems_of(*routes: dict[str, str], **service: str) -> list[str]:
+    texts = {name: Given(text, BY_NAME[name].flag) for name, text in service.items()}
+    try:
+        config.read(texts, routes_of(*routes))
+    except ConfigErrors as error:
+        return list(error.problems)
+    return []
+
+
+@pytest.mark.parametrize(
+    ("routes", "said"),
+    [
+        (({}, {}), []),
+        (({"listen": "0"}, {"listen": "0"}), []),
+        (({"listen": "h:0"}, {"listen": "h:0"}), []),
+        (({"listen": "unix:/a"}, {"listen": "unix:/b"}), []),
+        (({"target": "embedded"}, {"target": "embedded", "pool_size": "2"}), []),
+        (({"pool_size": "2"}, {"pool_size": "2"}), []),
+        (({"pool_size": "2"}, {"pool_size": "3", "target": "b:1"}), []),
+        (({"pool_size": "2"}, {"pool_size": "3", "budget": "b"}), []),
+        (({"name": ""},), []),
+        (({"listen": "1"}, {"listen": "1"}), ["a.toml:1: listen: is not allowed: the route r0 listens there already"]),
+        (
+            ({"listen": "unix:/a"}, {"listen": "unix:/a"}),
+            ["a.toml:1: listen: is not allowed: the route r0 listens there already"],
+        ),
+        (
+            ({"pool_size": "2"}, {}),
+            [
+                "a.toml:1: pool-size: '1' is not allowed: it is 2 in the route r0, which shares the connections to the"
+                " target"
+            ],
+        ),
+        (
+            ({"budget": "b", "target": "a:1"}, {"budget": "b", "target": "b:1", "pool_size": "2"}),
+            [
+                "a.toml:1: pool-size: '2' is not allowed: it is 1 in the route r0, which shares the connections to the"
+                " target"
+            ],
+        ),
+        (({}, {"name": ""}), ["a.toml:1: name: is missing: each of several routes needs one"]),
+        (
+            ({}, {"name": "r0"}),
+            [f"a.toml:{number}: name: 'r0' is not allowed: another route has this name" for number in (0, 1)],
+        ),
+        (
+            ({"pool_size": "x"}, {"pool_min": "2"}, {"timeout": "soon", "queue_limit": "-1"}),
+            [
+                "a.toml:0: pool-size: 'x' is not allowed: a whole number from 1 to 1000",
+                "a.toml:1: pool-min: '2' is not allowed: at most --pool-size, which is 1",
+                "a.toml:2: queue-limit: '-1' is not allowed: a whole number from 0 to 1000000",
+                "a.toml:2: timeout: 'soon' is not allowed: a time such as 500ms, 10s, 5m, or 0 for no limit",
+            ],
+        ),
+    ],
+)
+def test_several_routes_are_told_what_they_cannot_have_in_common(routes, said):
+    assert problems_of(*routes) == said
+
+
+def test_workers_beyond_the_pool_of_one_route_name_the_route():
+    (problem,) = problems_of({"pool_size": "2"}, {"target": "b:1"}, workers="2")
+    assert problem.startswith("--workers: '2' is not allowed: at most --pool-size of the route r1, which is 1")
+
+
+def test_codec_that_cannot_be_made_is_told_at_its_route(tmp_path):
+    file = tmp_path / "spec.json"
+    file.write_text("{}")
+    routes = routes_of({}, {"protocol": "iso8583", "pipeline": "2", "spec": str(file)})
+    with pytest.raises(ConfigErrors) as caught:
+        config.verify(config.read({}, routes), routes)
+    (problem,) = caught.value.problems
+    assert problem.startswith("a.toml:1: spec: ")

@@ -16,19 +16,23 @@ from types import ModuleType
 import docopt
 import pytest
 
-from gmux import cli, config
+from gmux import cli, effective, reference, sources
 from gmux.codecs import registry
 from gmux.codecs.base import Limits, Part, Request
-from gmux.config import BY_FLAG, SETTINGS, Setting
+from gmux.config import Given
 from gmux.errors import BadAnswer, ConfigError, FramingError, MessageTooLarge, QueueTimeout
+from gmux.settings import BY_FLAG, OF_SERVICE, SETTINGS, Setting
+from tests.support.settings import read
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PROTOCOLS = ROOT / "docs" / "protocols.md"
+SETTINGS_PAGE = ROOT / "docs" / "settings.md"
+CONFIGURATION = ROOT / "docs" / "configuration.md"
 PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 #: Flags of tcp-multiplexer that the README translates, and those that are not settings.
-OTHER_FLAGS = {"--delay", "--retryDelay", "--help", "--version", *cli.ALIASES}
+OTHER_FLAGS = {"--delay", "--retryDelay", "--help", "--version", cli.PRINT, *cli.ALIASES}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`\n]+)`")
@@ -61,7 +65,7 @@ def row_of(page: Path, setting: Setting) -> list[str]:
 
 
 def columns(page: Path) -> int:
-    return next(len(row) for row in rows(page) if row[:2] == ["flag", "default"])
+    return next(len(row) for row in rows(page) if row[0] == "flag")
 
 
 def default_of(setting: Setting) -> str:
@@ -98,10 +102,64 @@ def test_readme_names_the_setting_in_the_words_of_the_help(setting):
 
 
 @each_setting
-def test_settings_page_names_the_setting_with_its_default(setting):
-    flag, default, _, _ = row_of(ROOT / "docs" / "settings.md", setting)
+def test_settings_page_names_the_setting_with_its_key_variable_and_default(setting):
+    flag, key, variable, default, allowed, about = row_of(SETTINGS_PAGE, setting)
     assert flag == ", ".join(f"`{name}`" for name in (setting.flag, setting.short) if name)
-    assert default == default_of(setting)
+    assert key == ("" if setting.flag == "--config" else f"`{setting.key}`")
+    assert variable == f"`{setting.variable}`"
+    assert default == (default_of(setting) if setting.kind.metavar else f"`{setting.default}`")
+    assert allowed
+    assert [name for name in setting.protocols if f"`{name}`" not in about] == []
+
+
+def test_settings_page_is_the_one_that_the_declarations_make():
+    assert SETTINGS_PAGE.read_text() == reference.render(), "docs/settings.md is stale: run `make docs`"
+
+
+def test_reference_has_a_text_for_each_setting():
+    assert list(reference.ABOUT) == [setting.name for setting in SETTINGS]
+
+
+def test_reference_is_the_same_on_each_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(registry, "names", lambda: ["echo", "stx"])
+    assert SETTINGS_PAGE.read_text() == reference.render()
+
+
+# The file.
+
+
+def check(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gmux", "check", "--config", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def load(path: Path) -> sources.Loaded:
+    return sources.load({"config": Given(str(path), "--config")}, {})
+
+
+def test_example_file_is_right_and_printed_as_the_same(tmp_path):
+    example_file = ROOT / "examples" / "gmux.toml"
+    done = check(example_file)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the configuration is valid: 3 routes\n", "")
+    loaded = load(example_file)
+    printed = tmp_path / "printed.toml"
+    printed.write_text(effective.render(loaded))
+    assert load(printed).config.routes == loaded.config.routes
+    assert {route.protocol for route in loaded.config.routes} == {"iso8583", "http", "echo"}
+
+
+def test_file_of_the_configuration_page_is_right(tmp_path):
+    (text,) = blocks(CONFIGURATION, "toml")
+    file = tmp_path / "gmux.toml"
+    file.write_text(text)
+    assert [route.name for route in load(file).config.routes] == ["bank", "scale"]
+
+
+def test_headings_of_the_settings_that_are_of_no_route_are_told():
+    groups = {setting.group for setting in OF_SERVICE} - {"Configuration"}
+    linked = {link.partition("#")[2] for link in LINK.findall(prose(CONFIGURATION)) if link.startswith("settings.md#")}
+    assert linked == {slug(group) for group in groups}
 
 
 def test_default_of_spin_is_the_one_the_pages_name():
@@ -138,7 +196,7 @@ def test_commands_that_the_page_shows_are_understood(page, monkeypatch):
             pytest.fail(f"gmux {' '.join(words)} is no command")
         given = {s.name: str(parsed[s.flag]).replace("True", "true") for s in SETTINGS if parsed[s.flag]}
         try:
-            config.read(given)
+            read(given)
         except ConfigError as error:
             pytest.fail(f"gmux {' '.join(words)}: {error}")
 

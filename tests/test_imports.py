@@ -27,21 +27,33 @@ LAYERS = [
     ["gmux.codecs._http_answer", "gmux.codecs._http_refusal"],
     ["gmux.codecs.echo", "gmux.codecs.iso8583", "gmux.codecs.http"],
     ["gmux.codecs.registry"],
-    ["gmux.config"],
+    ["gmux.kinds"],
+    ["gmux.settings"],
+    ["gmux.config", "gmux.toml_lines"],
+    ["gmux.sources"],
+    ["gmux.effective"],
+    ["gmux.reference"],
+    ["gmux.logfile"],
     ["gmux.logs"],
     ["gmux.deadlines", "gmux.spinner", "gmux.spool", "gmux.net", "gmux.ratelimit", "gmux.trace"],
+    ["gmux.mailbox", "gmux.slots"],
+    ["gmux.sharing"],
     ["gmux.exchange"],
+    ["gmux.access"],
     ["gmux.upstream"],
     ["gmux.strict", "gmux.pipelined"],
     ["gmux.by_order", "gmux.by_key"],
     ["gmux.pool"],
     ["gmux.pipelined_pool"],
     ["gmux.client"],
-    ["gmux.listener"],
+    ["gmux.recorded_client"],
+    ["gmux.listener", "gmux.succession"],
     ["gmux.route"],
-    ["gmux.slots"],
+    ["gmux.systemd"],
+    ["gmux.listening"],
     ["gmux.samples"],
     ["gmux.worker"],
+    ["gmux.master"],
     ["gmux.app"],
     ["gmux.cli"],
     ["gmux.__main__"],
@@ -158,4 +170,10 @@ def test_registry_with_every_codec_loads_nothing_of_ours_but_codecs():
 
 def test_command_line_loads_no_gevent_until_it_serves():
     loaded = loaded_after("import gmux.cli")
+    assert {m for m in loaded if m.split(".")[0] in {"gevent", "gunicorn"}} == set()
+
+
+def test_check_answers_without_gevent():
+    loaded = loaded_after("from gmux import cli\ntry: cli.main(['check'])\nexcept SystemExit: pass")
+    assert {"gmux.sources", "gmux.effective"} <= loaded
     assert {m for m in loaded if m.split(".")[0] in {"gevent", "gunicorn"}} == set()

@@ -17,8 +17,8 @@ import gevent
 from gevent.event import Event
 
 from gmux import net
-from gmux.config import parse_seconds
 from gmux.errors import StartError
+from gmux.kinds import parse_seconds
 from gmux.samples.target import Target
 
 T = TypeVar("T")

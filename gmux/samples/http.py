@@ -23,7 +23,7 @@ import gevent
 from gevent.pywsgi import WSGIHandler, WSGIServer
 
 from gmux import net
-from gmux.config import parse_seconds
+from gmux.kinds import parse_seconds
 from gmux.samples.target import Target
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]

@@ -107,7 +107,7 @@ def test_codec_that_cannot_be_loaded_ends_gmux_server_with_one_line(third_party,
     # Not a new worker after each that failed, for ever.
     (tmp_path / "gmux_star.py").write_text(code + "\n")
     done = run(third_party, "-m", "gmux", "server", "-p", "star", "-l", "127.0.0.1:0", seconds=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert reason in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

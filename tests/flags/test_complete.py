@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gmux.config import SETTINGS
+from gmux.settings import SETTINGS
 
 #: The blocks of code of the tests beside this file; two empty lines are between any two.
 BLOCKS = [block for path in Path(__file__).parent.glob("test_*.py") for block in path.read_text().split("\n\n\n")]

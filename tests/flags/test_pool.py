@@ -49,6 +49,23 @@ def test_pool_size_two_carries_two_requests_at_once_and_no_third():
         assert target.peak == 2
 
 
+@pytest.mark.parametrize(("budgets", "connections"), [(("one", "one"), 1), (("one", "two"), 2)])
+def test_budget_is_shared_by_those_that_name_it_alike_however_the_target_is_written(budgets, connections):
+    with ExitStack() as stack:
+        target = stack.enter_context(Target())
+        port = target.server_port
+        places = (("127.0.0.1", port), ("localhost", port))
+        servers = [
+            stack.enter_context(Server(place, protocol="echo", budget=f"{budget}-{port}"))
+            for place, budget in zip(places, budgets, strict=True)
+        ]
+        for _ in range(3):
+            for server in servers:
+                with Client(server.address) as client:
+                    assert client.ask(b"request") == b"request"
+        assert target.peak == connections
+
+
 def test_pool_min_zero_opens_the_first_connection_for_the_first_client():
     with Target() as target, Server(target, pool_min="0") as server, Client(server.address) as client:
         assert client.ask(b"request") == b"request"

@@ -161,8 +161,8 @@ def test_request_dripped_for_ever_ends_after_request_timeout():
 
 def test_request_all_slots_held_elsewhere_ends_in_time():
     slots = MemorySlots(1)
-    slot = slots.acquire(0)
-    with Target() as target, serving(target, slots, connect_timeout="30ms") as service:
+    slot = slots.acquire().slot
+    with Target() as target, serving(target, slots, queue_timeout="30ms") as service:
         assert assert_end(service) == "closed"
         assert target.accepted == 0
         slot.release()

@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 from gevent import socket
 
+from gmux.net import Address
 from tests.support.framing import LINE, Framing
 from tests.support.stream import Closed, SocketStream
 
@@ -17,13 +18,16 @@ from tests.support.stream import Closed, SocketStream
 class Client(SocketStream):
     """A client of gmux at `address`. Use it in a `with`; every wait of it ends after PATIENCE."""
 
-    def __init__(self, address: tuple[str, int], framing: Framing = LINE, receive_buffer: int = 0) -> None:
-        sock: Any = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    def __init__(self, address: Address, framing: Framing = LINE, receive_buffer: int = 0) -> None:
+        is_unix = isinstance(address, str)
+        inet = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        sock: Any = socket.socket(socket.AF_UNIX if is_unix else inet)
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         super().__init__(sock)
         sock.connect(address)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not is_unix:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.framing = framing
 
     def __enter__(self) -> Client:

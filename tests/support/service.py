@@ -7,20 +7,25 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import gevent
 from gevent import socket, subprocess
 from gevent.lock import BoundedSemaphore
 
-from gmux import config, net
+from gmux import net
+from gmux.access import AccessLog
 from gmux.client import Client
-from gmux.errors import ConnectTimeout
-from gmux.pool import Pool, Slots
+from gmux.pool import Pool
 from gmux.route import Route
+from gmux.slots import Grant, Slots
+from gmux.spinner import Spinner
+from gmux.succession import Succession
+from tests.support.settings import read
 from tests.support.target import Target
 from tests.support.wait import PATIENCE, wait_until
 
@@ -34,31 +39,49 @@ QUICK = {"retry_delay": "10ms"}
 FEW_CLIENTS = {"max_clients": "500"}
 
 
-class MemorySlots:
+class MemorySlots(Slots):
     """The slots of one process; it is its own slot, because one is like the other."""
 
     def __init__(self, size: int) -> None:
         self.free = BoundedSemaphore(size)
 
-    def acquire(self, seconds: float) -> MemorySlots:
-        if not self.free.acquire(timeout=seconds):
-            raise ConnectTimeout("all slots are taken")
-        return self
+    def acquire(self) -> Grant | None:
+        self.free.acquire()
+        return Grant(self)
 
     def release(self) -> None:
         self.free.release()
 
 
+class Shared(NamedTuple):
+    """What the processes of one service have in common."""
+
+    listening: Any
+    folder: Path
+
+
 class Service:
     """A route that serves. Its insides are read, never written, to see that they are whole."""
 
-    def __init__(self, target: tuple[str, int], slots: Slots | None, settings: dict[str, str]) -> None:
-        self.config = config.read(QUICK | settings)
-        listening = net.listen(("127.0.0.1", 0))
+    def __init__(
+        self, target: net.Address, slots: Slots | None, settings: dict[str, str], shared: Shared | None = None
+    ) -> None:
+        service = read(QUICK | settings)
+        (self.config,) = service.routes
+        where = self.config.listen
+        if shared is None:
+            listening = net.listen(where if isinstance(where, str) else ("127.0.0.1", 0))
+        else:
+            listening = shared.listening.dup()
         listening.setblocking(False)
         self.address = listening.getsockname()
+        succession = None if shared is None else Succession(shared.folder, listening, (-1, -1))
         self.slots = slots or MemorySlots(self.config.pool_size)
-        self.route = Route(self.config, listening, target, self.slots, LOG)
+        self.access = AccessLog(service) if service.access_log else None
+        spinner = Spinner(service.spin)
+        self.route = Route(
+            self.config, service, listening, target, self.slots, spinner, LOG, succession, access=self.access
+        )
 
     @property
     def pool(self) -> Pool:
@@ -128,14 +151,16 @@ def failing_on_errors() -> Iterator[None]:
 
 
 @contextmanager
-def serving(target: Target | tuple[str, int], slots: Slots | None = None, **settings: str) -> Iterator[Service]:
+def serving(
+    target: Target | net.Address, slots: Slots | None = None, shared: Shared | None = None, **settings: str
+) -> Iterator[Service]:
     """A route to `target`; the protocol is the target's. At the end nothing of it may be left, nor missing."""
     if isinstance(target, Target):
         settings = {"protocol": target.framing.protocol} | settings
-        address = (target.server_host, target.server_port)
+        address = target.where
     else:
         address = target
-    service = Service(address, slots, settings)
+    service = Service(address, slots, settings, shared)
     service.route.start()
     is_good = False
     try:
@@ -144,6 +169,8 @@ def serving(target: Target | tuple[str, int], slots: Slots | None = None, **sett
         is_good = True
     finally:
         service.route.drain(0.05)
+        if service.access is not None:
+            service.access.close()
         if is_good:
             _assert_nothing_left(service)
 
@@ -160,37 +187,47 @@ def _assert_nothing_left(service: Service) -> None:
 
 
 class Server:
-    """The real `gmux server` on a port of its own. Use it in a `with`; it is stopped by its pid.
+    """The real `gmux server`, on a port of its own or where `listen` says. Use it in a `with`; its pid stops it.
 
-    `words` go to its command line as they are; a setting that is named there gets the value "" here.
+    `words` go to its command line as they are; a setting that is named there gets the value "" here. `process` is for
+    subprocess.Popen. The master of an upgrade belongs to it, and is stopped with it.
     """
 
-    def __init__(self, target: Target | tuple[str, int], /, *words: str, **settings: str) -> None:
+    def __init__(
+        self,
+        target: Target | net.Address,
+        /,
+        *words: str,
+        process: Mapping[str, Any] = MappingProxyType({}),
+        **settings: str,
+    ) -> None:
         usual = {"listen": "127.0.0.1:0"} | QUICK | FEW_CLIENTS
         if isinstance(target, Target):
             usual["protocol"] = target.framing.protocol
-            target = (target.server_host, target.server_port)
+            target = target.where
         usual["target"] = net.format_address(target)
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in (usual | settings).items() if value]
-        self._is_quiet = "-q" in words
+        self._is_quiet = "-q" in words or bool(settings.keys() & {"log_file", "log_level"})
         self.log: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gmux", "server", *flags, *words],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
+            **{"cwd": ROOT, "stderr": subprocess.PIPE} | dict(process),
         )
         self.pid = self._process.pid
         self._reading = gevent.spawn(self._read)
 
     def __enter__(self) -> Server:
         try:
-            self.address = wait_until(self._find, what="the line that tells the port")
+            self.address = wait_until(self._find, what="the line that tells the address")
         except BaseException:
             self.stop()
             raise
         return self
 
-    def _find(self) -> tuple[str, int] | None:
+    def _find(self) -> net.Address | None:
+        told = re.search(r"listening on unix:(\S+)", self.said("listening on"))
+        if told:
+            return told[1]
         told = re.search(r"listening on (\S+):(\d+)", self.said("listening on"))
         if told:
             return told[1].strip("[]"), int(told[2])
@@ -205,23 +242,38 @@ class Server:
         """The last line of the log with `text`, or nothing."""
         return next((line for line in reversed(self.log) if text in line), "")
 
-    def workers(self) -> list[int]:
+    def workers(self, master: int = 0) -> list[int]:
+        """The children of the master, or of another one; that of an upgrade is not one of them."""
+        master = master or self.pid
         try:
-            return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
+            pids = [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
         except OSError:
             return []
+        return [pid for pid in pids if pid not in self.upgrades()]
+
+    def upgrades(self) -> list[int]:
+        """The masters of upgrades that are alive, oldest first."""
+        pids = [int(pid) for line in self.log for pid in re.findall(r"the new master is process (\d+)", line)]
+        return [pid for pid in pids if "gmux" in title(pid)]
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self) -> int:
-        """The exit code, when it ends by itself."""
+    def wait_master(self) -> int:
+        """The exit code of the process that was started, when it ends by itself."""
         code: int = self._process.wait(PATIENCE)
+        return code
+
+    def wait(self) -> int:
+        """The same, when all processes have ended."""
+        code = self.wait_master()
         self._reading.join(PATIENCE)
         return code
 
     def stop(self) -> int:
         """TERM, and KILL when that does not help; the exit code."""
+        for master in self.upgrades():
+            os.kill(master, signal.SIGTERM)
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -238,6 +290,14 @@ class Server:
     def _read(self) -> None:
         for line in self._process.stderr:
             self.log.append(line.decode(errors="replace").rstrip())
+
+
+def title(pid: int) -> str:
+    """What `ps` shows; nothing for a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
 
 
 def listening_port(pid: int) -> int:

@@ -18,6 +18,7 @@ from gevent.event import Event
 from gevent.lock import Semaphore
 from gevent.server import StreamServer
 
+from gmux.net import Address
 from tests.support.framing import LINE, Framing
 from tests.support.stream import Closed, SocketStream
 
@@ -36,7 +37,7 @@ class Connection(SocketStream):
         self.is_open = True
         # Idle as long as the test likes; a close by gmux or the end of the test ends it.
         self.sock.settimeout(None)
-        with suppress(OSError):  # reset before it was served
+        with suppress(OSError):  # reset before it was served, or a Unix socket
             # Without Nagle's delay: what a test sends is there when gmux is next given a turn.
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -168,9 +169,9 @@ class Target(StreamServer):
         limit: int = 0,
         fin_delay: float = 0.0,
         greeting: Steps = (),
-        address: tuple[str, int] = ("127.0.0.1", 0),
+        address: Address = ("127.0.0.1", 0),
     ) -> None:
-        super().__init__(address, self._serve)
+        super().__init__(listen_unix(address) if isinstance(address, str) else address, self._serve)
         self.behaviour = behaviour
         self.framing = framing
         self.limit = limit
@@ -188,6 +189,10 @@ class Target(StreamServer):
         self.released.set()
         self.close()
         self.close_all()
+
+    @property
+    def where(self) -> Address:
+        return self.address if isinstance(self.address, str) else (self.server_host, self.server_port)
 
     @property
     def requests(self) -> list[bytes]:
@@ -239,6 +244,13 @@ class Target(StreamServer):
     def _run(self, connection: Connection, steps: Steps, request: bytes) -> None:
         for step in steps:
             step(connection, request)
+
+
+def listen_unix(path: str, backlog: int = 50) -> Any:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    sock.listen(backlog)
+    return sock
 
 
 #: What holds the ports of `closed_port`, until the tests end.

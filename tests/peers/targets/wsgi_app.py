@@ -19,7 +19,7 @@ def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[
     status, fields, body = route(environ)
     if not status.startswith(("204", "304")):
         fields |= {"Content-Type": "text/plain", "Content-Length": str(len(body))}
-    start(status, [("X-Peer", environ["REMOTE_PORT"]), *fields.items()])
+    start(status, [("X-Peer", environ.get("REMOTE_PORT", "")), *fields.items()])
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
 

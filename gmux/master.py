@@ -1,0 +1,290 @@
+"""The master process: gunicorn's arbiter in the words of gmux, with its listening sockets, its reload and its limits.
+
+What the arbiter does stays its own: it starts, watches and replaces workers, follows signals, keeps the pid file and
+starts the master of an upgrade. Here is what differs, and what an operator is told of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from gunicorn import util
+from gunicorn.arbiter import Arbiter
+from setproctitle import setproctitle
+
+from gmux import net, systemd
+from gmux.config import RouteConfig, ServiceConfig
+from gmux.errors import ConfigErrors, GmuxError
+from gmux.listening import HANDED_OVER, Held, Listening
+from gmux.logs import LOGGER, reopen, route_logger
+
+#: What gunicorn says as a warning or an error, and how gmux says it; "": another line says it already.
+WORDS = {
+    "WORKER TIMEOUT (pid:%s)": "worker %s gives no sign of life: it is replaced (--worker-timeout)",
+    "Worker (pid:%s) was sent %s!": "worker %s was ended by %s",
+    "Worker (pid:%s) was sent %s! Perhaps out of memory?": "worker %s was ended by %s; perhaps memory ran out",
+    "Worker (pid:%s) exited with code %s.": "worker %s ended with code %s",
+    "Exception in worker process": "the worker failed",
+    "Unhandled exception in main loop": "the master failed",
+    "USR2 signal ignored. Child exists.": "USR2 is not followed: an upgrade goes on already",
+    "USR2 signal ignored. Parent exists.": "USR2 is not followed: the old master of the last upgrade has not ended",
+    "Shutting down: %s": "",
+}
+
+
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+class ArbiterLog:
+    """What gunicorn's arbiter logs, in gmux's log: its talk is dropped, what went wrong stays, in words of gmux."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.error_log = self.access_log = LOGGER
+
+    def setup(self, cfg: Any) -> None:
+        self.cfg = cfg
+
+    def debug(self, message: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def info(self, message: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log(self, level: int, message: str, *args: Any, **kwargs: Any) -> None:
+        if message := WORDS.get(message, message):
+            LOGGER.log(level, message, *args, exc_info=kwargs.get("exc_info"))
+
+    def warning(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.log(30, message, *args, **kwargs)
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.log(40, message, *args, **kwargs)
+
+    def critical(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.log(50, message, *args, **kwargs)
+
+    def exception(self, message: str, *args: Any, **kwargs: Any) -> None:
+        self.log(40, message, *args, exc_info=True)
+
+    def reopen_files(self) -> None:
+        pass
+
+    def close_on_exec(self) -> None:
+        pass
+
+
+class Service(Protocol):
+    """What the master manages: gunicorn's application, which has the configuration for it and for the workers."""
+
+    cfg: Any
+    config: ServiceConfig
+    listening: Listening
+    #: Where gmux was started, and where the master of an upgrade starts.
+    folder: str
+
+    def read_again(self) -> tuple[ServiceConfig, list[Held]]:
+        """The configuration as it is now, and the sockets for it. Raises GmuxError; then nothing is changed."""
+
+
+class ReloadCut(Exception):
+    """A signal to stop came while a reload waits for its old workers."""
+
+
+class Master(Arbiter):  # type: ignore[misc]
+    """gunicorn's arbiter for a service whose sockets are open."""
+
+    def __init__(self, app: Service, *, is_upgrade: bool) -> None:
+        self._watchdog = systemd.Watchdog(is_upgrade=is_upgrade)
+        self._is_reloading = self._is_to_stop = False
+        # gunicorn begins each title with its own name, and has no other place to say it.
+        util._setproctitle = _set_title
+        super().__init__(app)
+        self.LISTENERS = app.listening.sockets
+        # sys.argv would start `python -m gmux` as a script that finds no package.
+        words = [sys.executable, *sys.orig_argv[1:]]
+        self.START_CTX = {"args": words, "cwd": app.folder, 0: sys.executable}
+
+    def signal(self, sig: int, frame: Any) -> None:
+        self._is_to_stop |= sig in STOPS
+        super().signal(sig, frame)
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        self._watchdog.beat()
+        signals: list[int] = super().wait_for_signals(min(timeout, self._watchdog.interval or timeout))
+        return signals
+
+    # Workers.
+
+    def spawn_worker(self) -> int:
+        self._watchdog.beat()
+        # Until it has ways of its own with them, a worker would lose them to those of the master.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            pid: int = super().spawn_worker()
+        except (GmuxError, OSError) as error:
+            if self.worker_age == 1:
+                raise
+            # No process, descriptor or space left, say: what serves goes on, and the main loop comes here again.
+            LOGGER.error("cannot start a worker: %s", error)
+            return 0
+        finally:
+            hear_stops()
+        self.WORKERS[pid].close_copies()
+        LOGGER.info("worker %d started", pid)
+        return pid
+
+    def reap_workers(self) -> None:
+        # It is called in each turn of the waits of `reload` and `stop`.
+        self._watchdog.beat()
+        if self._is_reloading and self._is_to_stop:
+            raise ReloadCut
+        upgrade = self.reexec_pid
+        super().reap_workers()
+        if upgrade and not self.reexec_pid:
+            LOGGER.warning("the new master, process %d, has ended: this one goes on", upgrade)
+
+    def handle_ttin(self) -> None:
+        route = min(self.app.config.routes, key=lambda route: route.pool_size)
+        if any(route.target is None for route in self.app.config.routes):
+            LOGGER.warning("TTIN is not followed: the embedded target is inside one worker")
+        elif self.num_workers >= route.pool_size:
+            LOGGER.warning("TTIN is not followed: %d workers are as many as --pool-size", self.num_workers)
+        else:
+            super().handle_ttin()
+
+    # The reload.
+
+    def handle_hup(self) -> None:
+        if self.master_pid:
+            # gunicorn would write the pid file of the old master, which may still be wanted.
+            LOGGER.warning("HUP is not followed: the old master, process %d, has not ended", self.master_pid)
+            return
+        systemd.notify_reloading()
+        try:
+            config, fitting = self.app.read_again()
+        except Exception as error:
+            _tell(error)
+        else:
+            self._reload(config, fitting)
+        systemd.notify("READY=1", _status(self))
+
+    def _reload(self, config: ServiceConfig, fitting: list[Held]) -> None:
+        self.app.config = config
+        self.app.listening.use(fitting)
+        self.LISTENERS = self.app.listening.sockets
+        self._is_reloading = True
+        try:
+            super().handle_hup()
+        except ReloadCut:
+            pass
+        except Exception:  # no process or no disk space left, say; what is not done yet is tried again
+            LOGGER.error("the reload is not complete", exc_info=True)
+        else:
+            LOGGER.info("reloaded")
+        self._is_reloading = False
+
+    def handle_usr1(self) -> None:
+        reopen()
+        super().handle_usr1()
+
+    # The upgrade.
+
+    def reexec(self) -> None:
+        try:
+            super().reexec()
+        except OSError as error:
+            LOGGER.error("the upgrade failed: %s", error)
+            if os.getpid() != self.pid:
+                # The child that was to become the new master must not do what the old one does at its end.
+                os._exit(1)
+            return
+        if self.reexec_pid:
+            LOGGER.info("upgrade: the new master is process %d", self.reexec_pid)
+
+    def maybe_promote_master(self) -> None:
+        old = self.master_pid
+        super().maybe_promote_master()
+        if old and not self.master_pid:
+            systemd.notify(f"MAINPID={self.pid}")
+            LOGGER.info("the old master, process %d, has ended: this one takes its place", old)
+
+    # The end.
+
+    def stop(self, graceful: bool = True) -> None:
+        is_alone = self.reexec_pid == self.master_pid == 0
+        if self.LISTENERS:
+            LOGGER.info("the master is stopping")
+            if self.reexec_pid:
+                systemd.notify(f"MAINPID={self.reexec_pid}")
+            elif is_alone:
+                systemd.notify("STOPPING=1")
+        self.app.listening.close(is_last=is_alone)
+        self.LISTENERS = []
+        super().stop(graceful)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        if exit_status:
+            LOGGER.error("the service ends: its worker cannot start")
+        super().halt(None, exit_status)
+
+
+def _set_title(title: str) -> None:
+    setproctitle(f"gmux: {title}")
+
+
+def _status(master: Master) -> str:
+    where = ", ".join(net.format_address(sock.getsockname()) for sock in master.LISTENERS)
+    return f"STATUS=listening on {where}"
+
+
+def _tell(error: Exception) -> None:
+    """Log why a reload changes nothing."""
+    if isinstance(error, ConfigErrors):
+        for problem in error.problems:
+            LOGGER.error("%s", problem)
+    else:
+        LOGGER.error("%s", error if isinstance(error, GmuxError) else f"cannot read the configuration: {error!r}")
+    LOGGER.error("the configuration is not changed")
+
+
+def tell_listening(places: Iterable[tuple[RouteConfig, socket.socket]]) -> None:
+    for route, sock in places:
+        route_logger(route.name).info("listening on %s", net.format_address(sock.getsockname()))
+
+
+# gunicorn calls these.
+
+
+def tell_ready(master: Master) -> None:
+    # Not before: who has read it may send signals.
+    tell_listening(zip(master.app.config.routes, master.LISTENERS, strict=True))
+    # In place of gunicorn's own words.
+    systemd.notify(_status(master))
+
+
+def leave_groups(master: Master, worker: Any) -> None:
+    """In a worker that becomes another user: it would keep the further groups of root.
+
+    gunicorn's own initgroups sets these groups and then not the one of the process.
+    """
+    cfg = master.cfg
+    if cfg.uid != os.geteuid():
+        os.initgroups(util.get_username(cfg.uid), cfg.gid)
+
+
+def hear_stops(worker: Any = None) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def tell_ended(master: Master, worker: Any) -> None:
+    LOGGER.info("worker %d ended", worker.pid)
+
+
+def hand_over(master: Master) -> None:
+    master.cfg.env_orig[HANDED_OVER] = master.app.listening.hand_over()

@@ -1,0 +1,208 @@
+"""How the pools of one budget share its slots: workers, services, the old and the new of a reload or an upgrade.
+
+A pool that needs a connection and finds no free slot asks the others, by their mailboxes. Who can do without one hands
+it over with its slot, open as it is: the target notices nothing, and at no instant is the lock free. The rules:
+
+- A connection that was not used for a while goes to whoever has requests waiting, and so does an idle one to a pool
+  that holds none.
+- Else a pool gives to one that holds fewer slots. Where that would only swap the shares it keeps its own for a `SLICE`
+  first, so that two pools with one slot between them take turns.
+- A pool that drains gives to everyone who asks, also to those that only want to keep a connection open.
+
+Asks are repeated until they are met, so one that is lost does no harm, and one that is not repeated is forgotten. A
+slot that becomes free without a hand-over, by a kill for example, is found by looking.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from gmux.errors import ConnectError
+from gmux.mailbox import Mailbox, Message, Sent
+from gmux.slots import Ask, FileSlot, Grant, Lender, Slot, SlotFiles, Slots, State
+
+#: Seconds between two looks for a slot while requests wait, and while a connection is only to be kept.
+RETRY_INTERVAL = 0.02
+KEEP_INTERVAL = 1.0
+
+#: Seconds for which requests wait until the log names the processes that hold the slots. To wait for a turn is usual.
+TELL_AFTER = 1.0
+
+#: Seconds for which a pool keeps what another has as much need of.
+SLICE = 0.05
+
+
+class SharedSlots(Slots):
+    """The slots of one budget, shared with all who have the same runtime folder."""
+
+    def __init__(self, folder: Path, budget: str, size: int, kind: str, log: logging.Logger) -> None:
+        """`kind` is the same for pools that have use for each other's open connections. Raises StartError."""
+        self._files = SlotFiles(folder, budget, size)
+        self._kind = kind
+        self._log = log
+        self._mailbox = Mailbox(folder, self._files.name)
+        self._waiters: deque[AsyncResult] = deque()
+        self._seeker: Any = None
+        self._wake = Event()
+        # Whether it looks at the longer intervals.
+        self._is_at_leisure = False
+        # With the time until which each is remembered; the first to ask is the first to be given.
+        self._asks: dict[str, tuple[Ask, float]] = {}
+        # When a slot was last taken from another pool, or given to one.
+        self._since = monotonic()
+
+    def open(self, lender: Lender) -> None:
+        self._lender = lender
+        self._mailbox.open(self._received)
+
+    def close(self) -> None:
+        self._mailbox.hide()
+        # What is on its way here is closed in good order, and not by the kernel in whatever order.
+        self._mailbox.take()
+        self._mailbox.close()
+        self._wake.set()
+
+    # Getting slots.
+
+    def acquire(self) -> Grant | None:
+        if not self._waiters:
+            slot = self._files.take()
+            if slot is not None:
+                return Grant(slot)
+        waiter = AsyncResult()
+        self._waiters.append(waiter)
+        if self._seeker is None:
+            self._seeker = gevent.spawn(self._seek)
+        try:
+            grant: Grant | None = waiter.get()
+        except BaseException:
+            # Killed, perhaps with the grant on its way here.
+            with suppress(ValueError):
+                self._waiters.remove(waiter)
+            if waiter.successful() and waiter.value is not None:
+                _give_back(waiter.value)
+            raise
+        return grant
+
+    def hurry(self) -> None:
+        if self._is_at_leisure:
+            self._is_at_leisure = False
+            self._wake.set()
+
+    def _seek(self) -> None:
+        """Get a slot for each who waits for one, as long as it is wanted."""
+        begin = monotonic()
+        is_told = False
+        try:
+            while self._waiters:
+                if len(self._waiters) > self._lender.wanted():
+                    self._waiters.pop().set(None)
+                    continue
+                try:
+                    slot = self._files.take()
+                except ConnectError as error:
+                    self._waiters.popleft().set_exception(error)
+                    continue
+                if slot is not None:
+                    self._waiters.popleft().set(Grant(slot))
+                    continue
+                need = self._lender.need()
+                if not need:
+                    begin, is_told = monotonic(), False
+                elif not is_told and monotonic() - begin >= TELL_AFTER:
+                    is_told = True
+                    self._log.info("waiting for a connection to the target held by %s", self._files.holders())
+                interval = RETRY_INTERVAL if need else KEEP_INTERVAL
+                self._ask(need, interval)
+                self._is_at_leisure = not need
+                self._wake.clear()
+                self._wake.wait(interval)
+        finally:
+            self._seeker = None
+
+    def _ask(self, need: int, interval: float) -> None:
+        message = {
+            "ask": self._mailbox.name,
+            "held": len(self._files),
+            "need": min(need, len(self._waiters)),
+            "kind": self._kind,
+            "valid": 2 * interval,
+        }
+        for peer in self._mailbox.peers():
+            self._mailbox.send(peer, message)
+
+    # Giving slots.
+
+    def has_asks(self) -> bool:
+        now = monotonic()
+        self._asks = {peer: (ask, end) for peer, (ask, end) in self._asks.items() if end > now}
+        return bool(self._asks)
+
+    def next_ask(self, state: State) -> Ask | None:
+        if not self.has_asks():
+            return None
+        is_over = monotonic() - self._since >= SLICE
+        fewer = len(self._files) - (0 if is_over else 1)
+        for ask, _ in self._asks.values():
+            if state is State.DRAINING:
+                return ask
+            if ask.need and (state is State.SPARE or ask.held < fewer or (state is State.IDLE and not ask.held)):
+                return ask
+        return None
+
+    def is_kin(self, ask: Ask) -> bool:
+        return ask.kind == self._kind
+
+    def met(self, ask: Ask) -> None:
+        _, end = self._asks.pop(ask.peer)
+        if ask.need > 1:
+            # Behind the others: each is to have one before one has two.
+            self._asks[ask.peer] = replace(ask, held=ask.held + 1, need=ask.need - 1), end
+
+    def give(self, ask: Ask, slot: Slot, sock: socket.socket | None = None, used: int = 0) -> bool:
+        assert isinstance(slot, FileSlot)
+        message = {"slot": slot.path.name, "used": used}
+        descriptors = [slot.descriptor] if sock is None else [slot.descriptor, sock.fileno()]
+        if self._mailbox.send(ask.peer, message, descriptors) is not Sent.DONE:
+            return False
+        slot.let_go()
+        self._since = monotonic()
+        return True
+
+    # Messages.
+
+    def _received(self, message: Message, descriptors: list[int]) -> None:
+        match message:
+            case {"slot": str(name), "used": int(used)} if self._files.has(name, descriptors):
+                slot = self._files.hold(self._files.folder / name, descriptors[0])
+                self._since = monotonic()
+                self._use(Grant(slot, socket.socket(fileno=descriptors[1]) if descriptors[1:] else None, used))
+                return
+            case {"ask": str(peer), "held": int(held), "need": int(need), "kind": str(kind), "valid": float(valid)}:
+                self._asks[peer] = Ask(peer, held, need, kind), monotonic() + valid
+                self._lender.lend()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _use(self, grant: Grant) -> None:
+        if self._waiters:
+            self._waiters.popleft().set(grant)
+        elif not self._lender.adopt(grant):
+            gevent.get_hub().loop.run_callback(self._use, grant)
+
+
+def _give_back(grant: Grant) -> None:
+    if grant.sock is not None:
+        grant.sock.close()
+    grant.slot.release()

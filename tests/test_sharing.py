@@ -1,0 +1,326 @@
+"""Pools of one budget share its slots: who gets one, what goes with it, and that there is never one too many."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from time import monotonic
+
+import gevent
+import pytest
+from gevent import socket
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gmux.sharing import KEEP_INTERVAL, SLICE, SharedSlots
+from gmux.slots import Grant, State
+from tests.invariants.conftest import _guarded as _guarded
+from tests.support.wait import wait_until
+
+LOG = logging.getLogger("gmux")
+TARGET = "10.0.0.1:8583"
+
+
+class Borrower:
+    """A pool as the keeper of its slots knows it, with connections to nowhere."""
+
+    def __init__(self, folder: Path, size: int = 1, kind: str = "kind") -> None:
+        self.slots = SharedSlots(folder, TARGET, size, kind, LOG)
+        self.idle: list[Grant] = []
+        self.requests = 0
+        self.kept = 0
+        self.state = State.IDLE
+        self.lends = True
+        self.taken_over = 0
+        self.jobs: list[gevent.Greenlet] = []
+        self.slots.open(self)
+
+    def wanted(self) -> int:
+        return max(self.requests, self.kept - len(self.idle))
+
+    def need(self) -> int:
+        return self.requests
+
+    def lend(self) -> None:
+        while self.lends and self.idle and (ask := self.slots.next_ask(self.state)):
+            grant = self.idle[0]
+            assert grant.sock is not None
+            self.slots.met(ask)
+            is_kin = self.slots.is_kin(ask)
+            if not self.slots.give(ask, grant.slot, grant.sock if is_kin else None, grant.used):
+                return
+            grant.sock.close()
+            del self.idle[0]
+
+    def adopt(self, grant: Grant) -> bool:
+        self.taken_over += grant.sock is not None
+        # What another made stands for a connection, and so does what is made here.
+        sock = grant.sock or socket.socket()
+        self.idle.append(Grant(grant.slot, sock, grant.used + 1))
+        return True
+
+    def ask(self, requests: int = 1) -> None:
+        """So many requests wait that are answered as soon as there is a connection for each."""
+        self.requests += requests
+        for _ in range(requests):
+            self.jobs.append(gevent.spawn(self._get))
+        self.slots.hurry()
+
+    def _get(self) -> None:
+        grant = self.slots.acquire()
+        if grant is not None:
+            self.requests = max(0, self.requests - 1)
+            self.adopt(grant)
+
+    def drop(self) -> None:
+        """An idle connection ends."""
+        grant = self.idle.pop()
+        assert grant.sock is not None
+        grant.sock.close()
+        grant.slot.release()
+
+    def stop(self) -> None:
+        self.slots.close()
+        gevent.killall(self.jobs)
+        while self.idle:
+            self.drop()
+
+
+def locked(folder: Path) -> int:
+    """The slots that are held, by whomever."""
+    total = 0
+    for path in folder.glob("*.[0-9]*"):
+        if ".m1." in path.name:
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            total += 1
+        finally:
+            os.close(descriptor)
+    return total
+
+
+@pytest.fixture
+def borrowers(tmp_path):
+    """A function that makes a borrower; all are stopped at the end, and nothing may be left of them."""
+    made = []
+
+    def make(size: int = 1, kind: str = "kind") -> Borrower:
+        made.append(Borrower(tmp_path, size, kind))
+        return made[-1]
+
+    yield make
+    for borrower in made:
+        borrower.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+def holding(borrower: Borrower, number: int = 1) -> Borrower:
+    borrower.ask(number)
+    wait_until(lambda: len(borrower.idle) == number)
+    return borrower
+
+
+def test_idle_connection_goes_to_who_has_none(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    connection = first.idle[0].sock
+    inode = os.fstat(connection.fileno()).st_ino
+    holding(second)
+    assert not first.idle
+    assert os.fstat(second.idle[0].sock.fileno()).st_ino == inode
+    assert second.idle[0].used == 2
+    assert (len(first.slots._files), len(second.slots._files)) == (0, 1)
+
+
+def test_connection_of_another_kind_is_closed_and_its_slot_used(borrowers):
+    first, second = holding(borrowers()), borrowers(kind="other")
+    holding(second)
+    assert not first.idle
+    assert second.taken_over == 0
+
+
+def test_busy_pool_gives_to_one_that_holds_fewer_until_they_are_even(borrowers, monkeypatch):
+    monkeypatch.setattr("gmux.sharing.SLICE", 3600)
+    first, second = holding(borrowers(4), 4), borrowers(4)
+    first.state = State.BUSY
+    second.ask(4)
+    wait_until(lambda: len(second.idle) == 2)
+    gevent.sleep(0.1)  # five more asks
+    assert (len(first.idle), len(second.idle)) == (2, 2)
+
+
+def test_busy_pool_keeps_its_last_connection_for_its_slice_then_gives_it(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    first.state = State.BUSY
+    first.slots._since = begin = monotonic()
+    holding(second)
+    assert monotonic() - begin >= SLICE
+
+
+def test_pool_that_only_wants_to_keep_a_connection_gets_none_of_another_but_when_that_drains(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    second.kept = 1
+    second.jobs.append(gevent.spawn(second._get))
+    wait_until(first.slots.has_asks)
+    assert first.idle and not second.idle
+    first.state = State.DRAINING
+    first.lend()
+    wait_until(lambda: second.idle)
+    assert not first.idle
+
+
+def test_request_that_comes_while_a_connection_is_to_be_kept_hurries(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    second.kept = 1
+    second.jobs.append(gevent.spawn(second._get))
+    wait_until(first.slots.has_asks)
+    with gevent.Timeout(KEEP_INTERVAL / 2):
+        second.requests = 1
+        second.slots.hurry()
+        while not second.idle:
+            gevent.sleep(0.001)
+
+
+def test_connection_that_is_not_wanted_any_more_is_not_waited_for(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    first.lends = False
+    second.ask()
+    wait_until(first.slots.has_asks)
+    second.requests = 0
+    wait_until(lambda: second.jobs[0].ready())
+    assert second.jobs[0].successful() and not second.idle
+
+
+def test_waiting_for_a_slot_names_the_process_that_holds_it(borrowers, caplog):
+    caplog.set_level(logging.INFO, LOG.name)
+    first, second = holding(borrowers()), borrowers()
+    first.lends = False
+    second.ask()
+    said = f"waiting for a connection to the target held by another gmux, process {os.getpid()}"
+    wait_until(lambda: said in caplog.messages)
+    first.drop()
+    wait_until(lambda: second.idle)
+    assert caplog.messages.count(said) == 1
+
+
+def test_waiter_that_is_killed_with_its_grant_on_the_way_gives_it_back(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    second.ask()
+    wait_until(lambda: not first.idle)  # handed over in this turn of the loop
+    gevent.killall(second.jobs)
+    wait_until(lambda: len(second.slots._files) == len(second.idle))
+    third = borrowers()
+    holding(third)
+
+
+def test_message_of_another_form_is_ignored(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    reader, writer = os.pipe()
+    for message in ({}, {"ask": 1}, {"slot": "x", "used": 1}, {"ask": "x", "held": "many", "need": 1, "valid": "now"}):
+        first.slots._mailbox.send(second.slots._mailbox.name, message, [writer])
+    os.close(writer)
+    os.set_blocking(reader, False)
+
+    def is_closed() -> bool:
+        try:
+            return os.read(reader, 1) == b""
+        except BlockingIOError:
+            return False
+
+    wait_until(is_closed, what="the end of the pipe: whoever got its other end has closed it")
+    os.close(reader)
+    holding(second)
+
+
+class Sharing(RuleBasedStateMachine):
+    """Any number of pools that come, ask, drop, drain, stop and are killed: the slots held are never too many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="gmux"))
+        self.size = 2
+        self.pools: list[Borrower] = []
+
+    @precondition(lambda self: len(self.pools) < 4)
+    @rule(kind=st.sampled_from(["a", "b"]))
+    def start(self, kind):
+        self.pools.append(Borrower(self.folder, self.size, kind))
+
+    @precondition(lambda self: self.pools)
+    @rule(data=st.data(), requests=st.integers(1, 3))
+    def ask(self, data, requests):
+        data.draw(st.sampled_from(self.pools)).ask(requests)
+
+    @precondition(lambda self: self.pools)
+    @rule(data=st.data(), state=st.sampled_from(State))
+    def turn(self, data, state):
+        pool = data.draw(st.sampled_from(self.pools))
+        pool.state = state
+        pool.lend()
+
+    @precondition(lambda self: self.pools)
+    @rule(data=st.data())
+    def drop(self, data):
+        pool = data.draw(st.sampled_from(self.pools))
+        if pool.idle:
+            pool.drop()
+
+    @precondition(lambda self: self.pools)
+    @rule(data=st.data())
+    def stop(self, data):
+        pool = data.draw(st.sampled_from(self.pools))
+        self.pools.remove(pool)
+        pool.stop()
+
+    @precondition(lambda self: self.pools)
+    @rule(data=st.data())
+    def kill(self, data):
+        """All that the kernel does: descriptors are closed, and names stay."""
+        pool = data.draw(st.sampled_from(self.pools))
+        self.pools.remove(pool)
+        pool.slots._mailbox._watcher.stop()
+        pool.slots._mailbox._sock.close()
+        pool.lends = False
+        gevent.killall(pool.jobs)
+        for slot in list(pool.slots._files._held):
+            slot.let_go()
+        for grant in pool.idle:
+            grant.sock.close()
+
+    @rule(turns=st.integers(1, 10))
+    def run(self, turns):
+        for _ in range(turns):
+            gevent.sleep(0)
+
+    @invariant()
+    def held_within_budget(self):
+        assert locked(self.folder) <= self.size
+        names = [slot.path.name for pool in self.pools for slot in pool.slots._files._held]
+        assert len(names) == len(set(names)) <= self.size
+        assert all(len(pool.slots._files) >= len(pool.idle) for pool in self.pools)
+
+    def teardown(self):
+        # Whoever asks last is served, whatever came before.
+        for pool in self.pools:
+            pool.state = State.DRAINING
+            pool.requests = 0
+        last = Borrower(self.folder, self.size, "a")
+        last.ask(self.size)
+        wait_until(lambda: len(last.idle) == self.size, what="all slots for the only one that needs them")
+        for pool in [*self.pools, last]:
+            pool.stop()
+        shutil.rmtree(self.folder)
+
+
+class TestSharing(Sharing.TestCase):
+    settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
