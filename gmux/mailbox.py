@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import sys
 from array import array
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -76,11 +77,10 @@ class Mailbox:
         """Call `received` from the loop for each message, whose descriptors are its own then; it must not switch."""
         self._received = received
         self._watcher = get_hub().loop.io(self._sock.fileno(), READ)
-        self._watcher.start(self.take)
+        self._watcher.start(self._take)
 
-    def take(self) -> None:
-        """Take the messages that are there."""
-        for _ in range(MAX_AT_ONCE):
+    def _take(self, most: int = MAX_AT_ONCE) -> None:
+        for _ in range(most):
             try:
                 # Not `socket.recv_fds`, which forgets the flag.
                 data, ancillary, _, _ = self._sock.recvmsg(MAX_MESSAGE, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
@@ -115,9 +115,14 @@ class Mailbox:
         return Sent.DONE
 
     def hide(self) -> None:
-        """Others do not find it any more; what was sent is still taken."""
+        """Others do not find it any more."""
         with suppress(OSError):
             (self._folder / self.name).unlink()
+
+    def leave(self) -> None:
+        """Take what was sent, and no more: nothing is lost when it is closed then."""
+        self.hide()
+        self._take(sys.maxsize)
 
     def close_copy(self) -> None:
         """Let go of it behind a fork: it is the other process's."""

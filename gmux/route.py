@@ -108,6 +108,7 @@ class Route:
         has_successor = self._succession is not None and self._succession.begin()
         if self._succession is not None:
             clients.hand_over = self._succession.hand_over
+            gevent.sleep(0)  # those that came in the last moment are among them now
         clients.drain(has_successor)
         self._pool.drain()
         with gevent.Timeout(seconds, False):

@@ -67,9 +67,8 @@ class SharedSlots(Slots):
         self._mailbox.open(self._received)
 
     def close(self) -> None:
-        self._mailbox.hide()
         # What is on its way here is closed in good order, and not by the kernel in whatever order.
-        self._mailbox.take()
+        self._mailbox.leave()
         self._mailbox.close()
         self._wake.set()
 

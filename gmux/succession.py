@@ -36,8 +36,8 @@ class Succession:
         self._mailbox.open(self._received)
 
     def begin(self) -> bool:
-        """Take no more clients, apart from those on their way; whether there is anybody to take ours."""
-        self._mailbox.hide()
+        """Take the clients on their way here, and no more; whether there is anybody to take them and ours."""
+        self._mailbox.leave()
         return bool(self._mailbox.peers())
 
     def hand_over(self, sock: socket.socket) -> Sent:

@@ -287,17 +287,39 @@ def test_mailbox_of_a_process_that_was_killed_is_removed_by_who_finds_it(tmp_pat
     assert one.send(one.name, {}) is not Sent.DONE
 
 
-def test_mailbox_that_is_hidden_still_has_what_was_sent(tmp_path):
+def test_mailbox_that_is_left_has_given_all_that_was_sent(tmp_path):
     one, two = Mailbox(tmp_path, "subject"), Mailbox(tmp_path, "subject")
-    assert one.send(two.name, {"n": 1}) is Sent.DONE
-    two.hide()
-    assert one.peers() == []
-    assert one.send(two.name, {"n": 2}) is Sent.GONE
     got: list = []
     two.open(lambda message, descriptors: got.append(message))
-    wait_until(lambda: got == [{"n": 1}])
+    assert one.send(two.name, {"n": 1}) is Sent.DONE
+    two.leave()
+    assert got == [{"n": 1}]
+    assert one.peers() == []
+    assert one.send(two.name, {"n": 2}) is Sent.GONE
     one.close()
     two.close()
+
+
+def test_client_that_comes_as_its_new_process_drains_too_is_not_lost(shared):
+    with ExitStack() as stack:
+        target = stack.enter_context(Target())
+        first = stack.enter_context(serving(target, shared=shared))
+        with Client(first.address) as client:
+            assert client.ask(b"one") == b"one"
+            second = stack.enter_context(serving(target, shared=shared))
+            third = stack.enter_context(serving(target, shared=shared))
+            # The second one alone is there to be found, and has not looked into its mailbox when it drains.
+            third.route._succession._mailbox.hide()
+            (last,) = first.clients
+            first.route._clients.is_draining = True
+            assert first.route._succession.hand_over(last._sock) is Sent.DONE
+            last.is_handed_over = True
+            last._close()
+            client.send(b"two")
+            assert second.route.drain(20) is True
+            assert client.receive() == b"two"
+            client.receive_end()
+            first.route._clients.is_draining = False
 
 
 def test_runtime_folder_with_a_name_too_long_is_refused(tmp_path):
