@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import resource
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,9 @@ from gmux.settings import OF_SERVICE
 #: Descriptors kept for the process itself and for what it holds on disk; an upstream connection has one and its slot's.
 OWN_DESCRIPTORS = 32
 
+#: Those that an operator may send as soon as there is a process.
+EARLY_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
+
 #: Seconds beyond a worker's own graceful timeout before the arbiter kills it.
 GRACE = 2
 
@@ -42,6 +46,7 @@ class App(BaseApplication):  # type: ignore[misc]
         config: ServiceConfig,
         load: Callable[[], ServiceConfig],
         sockets: Listening,
+        owner: tuple[int, int],
         runtime_dir: Path,
         folder: str,
         *,
@@ -50,6 +55,7 @@ class App(BaseApplication):  # type: ignore[misc]
         self.config = config
         self.listening = sockets
         self.runtime_dir = runtime_dir
+        self._owner = owner
         self.folder = folder
         self._load = load
         self._is_upgrade = is_upgrade
@@ -57,7 +63,7 @@ class App(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         config = self.config
-        uid, gid = find_owner(config)
+        uid, gid = self._owner
         settings: dict[str, Any] = {
             "bind": [],
             "workers": config.workers,
@@ -73,7 +79,6 @@ class App(BaseApplication):  # type: ignore[misc]
             "user": uid,
             "group": gid,
             "control_socket_disable": True,
-            "when_ready": master.tell_ready,
             "post_fork": master.leave_groups,
             "post_worker_init": master.hear_stops,
             "child_exit": master.tell_ended,
@@ -92,11 +97,13 @@ class App(BaseApplication):  # type: ignore[misc]
         """The configuration as it is now, and the sockets for it. Raises GmuxError; then nothing is changed."""
         config = keep_fixed(self._load(), self.config)
         check(config)
+        # It may have been removed meanwhile.
+        slots.runtime_dir(str(self.runtime_dir), *self._owner)
         fitting = self.listening.fit(config.routes)
         try:
             check_pid_file(config.pid)
             logs.configure(config)
-        except StartError:
+        except BaseException:
             self.listening.give_up(fitting)
             raise
         known = self.listening.sockets
@@ -115,6 +122,11 @@ def has_terminal() -> bool:
 def keep_fixed(config: ServiceConfig, old: ServiceConfig) -> ServiceConfig:
     """`config` with the settings of `old` that a reload does not change."""
     names = [s.name for s in OF_SERVICE if s.is_fixed and getattr(config, s.name) != getattr(old, s.name)]
+    files = {route.listen: (route.listen_mode, route.listen_owner) for route in old.routes}
+    for route in config.routes:
+        wanted = (route.listen_mode, route.listen_owner)
+        if isinstance(route.listen, str) and files.get(route.listen, wanted) != wanted:
+            LOGGER.warning("mode and owner of %s stay as they are: to change them takes a restart", route.listen)
     for name in names:
         LOGGER.warning("%s stays as it is: to change it takes a restart", name.replace("_", "-"))
     return replace(config, **{name: getattr(old, name) for name in names})
@@ -134,10 +146,16 @@ def check_pid_file(path: str) -> None:
     folder = Path(path).parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise StartError(f"cannot write the file of --pid, {path}: the folder is not there, or may not be written to")
+    if Path(path).exists() and not Path(path).is_file():
+        raise StartError(f"cannot use the file of --pid, {path}: it is not a regular file")
     try:
         pid = Pidfile(path).validate()
     except OSError as error:
         raise StartError(f"cannot read the file of --pid, {path}: {error.strerror}") from None
+    except OverflowError:
+        # No process has such a number; the arbiter would stumble over it, too.
+        Path(path).unlink(missing_ok=True)
+        pid = None
     if pid and pid != os.getpid():
         raise StartError(f"already running as process {pid}, says the file of --pid, {path}")
 
@@ -212,6 +230,13 @@ def change_folder(path: str) -> None:
         raise StartError(f"--chdir: cannot use the folder {path}: {error.strerror}") from None
 
 
+def fill_standard_descriptors() -> None:
+    """Where the process was started with one closed, the next file or socket would be taken for it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def set_umask(config: ServiceConfig) -> None:
     if config.umask is not None:
         os.umask(config.umask)
@@ -222,6 +247,10 @@ def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
 
     Raises StartError, ConfigError.
     """
+    fill_standard_descriptors()
+    for name in EARLY_SIGNALS:
+        # The arbiter follows them soon; until then they must not end the process.
+        signal.signal(name, signal.SIG_IGN)
     folder = find_folder()
     held, is_upgrade = listening.inherited()
     check(config)
@@ -237,13 +266,14 @@ def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
     fitting = sockets.fit(config.routes)
     sockets.use(fitting)
     if config.daemon and not is_upgrade:
+        umask = os.umask(0)
         util.daemonize()
         # It has set its own.
-        set_umask(config)
+        os.umask(umask)
     # It may warn; a service that cannot start has said its one line by now.
     config = fit_descriptors(config)
     try:
-        App(config, load, sockets, runtime_dir, folder, is_upgrade=is_upgrade).run()
+        App(config, load, sockets, (uid, gid), runtime_dir, folder, is_upgrade=is_upgrade).run()
     except (RuntimeError, OSError) as error:  # the pid file: another gmux was faster
         sockets.close(is_last=not is_upgrade)
         raise StartError(str(error)) from None

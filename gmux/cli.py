@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import groupby
 
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run `gmux` and exit the process."""
     try:
         _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except ConfigErrors as error:
         _fail(2 if all(map(OF_COMMAND.match, error.problems)) else 1, *error.problems)
     except ConfigError as error:
@@ -79,8 +82,9 @@ def _print(text: str) -> None:
 
 
 def _fail(code: int, *messages: str) -> None:
-    for message in messages:
-        print(f"gmux: {message}", file=sys.stderr)
+    with suppress(OSError):  # nobody reads it: the code tells
+        for message in messages:
+            print(f"gmux: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -26,6 +26,7 @@ EMBEDDED = "embedded"
 _UNITS_OF_TIME = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _UNITS_OF_SIZE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MAX_MESSAGE_FILE = 64 * 1024
+MAX_SPEC_FILE = 1024 * 1024
 _MAX_SECONDS = 10 * 365 * 86400.0
 
 
@@ -151,12 +152,24 @@ def parse_host(text: str) -> str:
     return text
 
 
+def _read_file(text: str, most: int) -> bytes:
+    """A regular file of 1 to `most` bytes; a device or a pipe might have no end."""
+    try:
+        path = Path(text)
+        content = path.read_bytes() if path.is_file() and path.stat().st_size <= most else b""
+    except OSError:
+        raise ValueError from None
+    if not content:
+        raise ValueError
+    return content
+
+
 def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
     if text in ("ascii", "binary"):
         return text
     try:
-        spec = json.loads(Path(text).read_text())
-    except (OSError, ValueError):
+        spec = json.loads(_read_file(text, MAX_SPEC_FILE))
+    except RecursionError:
         raise ValueError from None
     if not isinstance(spec, dict):
         raise ValueError
@@ -164,14 +177,7 @@ def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
 
 
 def parse_message_file(text: str) -> bytes:
-    try:
-        path = Path(text)
-        message = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_MESSAGE_FILE else b""
-    except (OSError, ValueError):
-        raise ValueError from None
-    if not message:
-        raise ValueError
-    return message
+    return _read_file(text, MAX_MESSAGE_FILE)
 
 
 def parse_key_fields(text: str) -> tuple[str, tuple[int, ...]]:

@@ -23,7 +23,6 @@ from typing import Any
 from gevent import get_hub
 
 from gmux.errors import StartError
-from gmux.kinds import MAX_UNIX_PATH
 
 READ = 1
 
@@ -56,21 +55,24 @@ class Mailbox:
 
     def __init__(self, folder: Path, subject: str, owner: tuple[int, int] = (-1, -1)) -> None:
         """Raises StartError. `owner` are the user and group of those who use it; -1: this one."""
-        self._folder = folder
         self._subject = subject
         self.name = f"{subject}.{FORM}.{secrets.token_hex(4)}"
-        path = folder / self.name
-        if len(os.fsencode(path)) > MAX_UNIX_PATH:
-            raise StartError(f"cannot use the runtime folder {folder}: its name is too long")
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.setblocking(False)
         self._watcher: Any = None
+        self._number = -1
         try:
-            self._sock.bind(str(path))
+            self._number = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            # The name of a socket has a limit that the name of the folder may come close to.
+            self._folder = Path(f"/proc/self/fd/{self._number}")
+            # Whatever the umask, and before others can find it.
+            os.fchmod(self._sock.fileno(), 0o600)
+            self._sock.bind(str(self._folder / self.name))
             if owner != (-1, -1):
-                os.chown(path, *owner)
+                # The folder is the owner's, who may have put a link in its place.
+                os.chown(self._folder / self.name, *owner, follow_symlinks=False)
         except OSError as error:
-            self._sock.close()
+            self.close_copy()
             raise StartError(f"cannot use the runtime folder {folder}: {error.strerror}") from None
 
     def open(self, received: Received) -> None:
@@ -93,7 +95,7 @@ class Mailbox:
                 message = json.loads(data)
             except ValueError:
                 message = {}
-            self._received(message, list(descriptors))
+            self._received(message if isinstance(message, dict) else {}, list(descriptors))
 
     def peers(self) -> list[str]:
         """The names of the others with this subject."""
@@ -101,6 +103,8 @@ class Mailbox:
 
     def send(self, peer: str, message: Message, descriptors: Sequence[int] = ()) -> Sent:
         """Send to the mailbox of that name, with descriptors that stay open here."""
+        if "/" in peer:
+            return Sent.GONE  # no mailbox has such a name
         path = str(self._folder / peer)
         # Not `socket.send_fds`, which forgets the address.
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
@@ -127,23 +131,21 @@ class Mailbox:
     def close_copy(self) -> None:
         """Let go of it behind a fork: it is the other process's."""
         self._sock.close()
+        if self._number >= 0:
+            os.close(self._number)
+            self._number = -1
 
     def close(self) -> None:
         self.hide()
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.close()
-        self._sock.close()
+        self.close_copy()
 
 
 def sweep(folder: Path) -> None:
-    """Remove the mailboxes of processes that were killed."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        for path in folder.glob(f"*.{FORM}.*"):
-            try:
-                sock.connect(str(path))
-            except ConnectionRefusedError:
-                with suppress(OSError):
-                    path.unlink()
-            except OSError:
-                continue
+    """Remove the mailboxes of processes that were killed. Raises StartError."""
+    sweeper = Mailbox(folder, "sweeper")
+    for path in folder.glob(f"*.{FORM}.*"):
+        sweeper.send(path.name, {})
+    sweeper.close()

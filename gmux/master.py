@@ -10,11 +10,13 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
 from gunicorn import util
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
 from gmux import net, systemd
@@ -38,6 +40,12 @@ WORDS = {
 
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+#: Signals that a worker follows, which wait until it can.
+HELD_BACK = (*STOPS, signal.SIGUSR1)
+
+#: Seconds until a worker is started again that could not begin.
+WORKER_RETRY_DELAY = 1.0
 
 
 class ArbiterLog:
@@ -101,7 +109,9 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def __init__(self, app: Service, *, is_upgrade: bool) -> None:
         self._watchdog = systemd.Watchdog(is_upgrade=is_upgrade)
-        self._is_reloading = self._is_to_stop = False
+        self._is_reloading = self._is_incomplete = self._is_to_stop = False
+        # Whether there was a worker that served.
+        self._has_served = False
         # gunicorn begins each title with its own name, and has no other place to say it.
         util._setproctitle = _set_title
         super().__init__(app)
@@ -117,19 +127,29 @@ class Master(Arbiter):  # type: ignore[misc]
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         self._watchdog.beat()
         signals: list[int] = super().wait_for_signals(min(timeout, self._watchdog.interval or timeout))
+        if self._is_incomplete and signal.SIGHUP not in signals:
+            signals.append(signal.SIGHUP)
         return signals
+
+    def start(self) -> None:
+        # gunicorn would tell systemd, too, in words of its own.
+        with systemd.silence():
+            super().start()
+        # Not before: who has read it may send signals.
+        tell_listening(zip(self.app.config.routes, self.LISTENERS, strict=True))
+        systemd.notify("READY=1", _status(self))
 
     # Workers.
 
     def spawn_worker(self) -> int:
         self._watchdog.beat()
         # Until it has ways of its own with them, a worker would lose them to those of the master.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             pid: int = super().spawn_worker()
         except (GmuxError, OSError) as error:
             if self.worker_age == 1:
-                raise
+                raise HaltServer(str(error), 1) from None
             # No process, descriptor or space left, say: what serves goes on, and the main loop comes here again.
             LOGGER.error("cannot start a worker: %s", error)
             return 0
@@ -145,7 +165,16 @@ class Master(Arbiter):  # type: ignore[misc]
         if self._is_reloading and self._is_to_stop:
             raise ReloadCut
         upgrade = self.reexec_pid
-        super().reap_workers()
+        # A new file of a worker has the time of the wall clock, until it gives its first sign of life.
+        self._has_served |= any(worker.tmp.last_update() <= time.monotonic() for worker in self.WORKERS.values())
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self._has_served:
+                raise
+            # It is the machine or its configuration: what serves goes on.
+            LOGGER.error("a worker cannot start; next attempt in %g s", WORKER_RETRY_DELAY)
+            time.sleep(WORKER_RETRY_DELAY)
         if upgrade and not self.reexec_pid:
             LOGGER.warning("the new master, process %d, has ended: this one goes on", upgrade)
 
@@ -166,6 +195,7 @@ class Master(Arbiter):  # type: ignore[misc]
             LOGGER.warning("HUP is not followed: the old master, process %d, has not ended", self.master_pid)
             return
         systemd.notify_reloading()
+        self._is_incomplete = False
         try:
             config, fitting = self.app.read_again()
         except Exception as error:
@@ -178,16 +208,21 @@ class Master(Arbiter):  # type: ignore[misc]
         self.app.config = config
         self.app.listening.use(fitting)
         self.LISTENERS = self.app.listening.sockets
-        self._is_reloading = True
+        self._is_reloading, last = True, self.worker_age
         try:
             super().handle_hup()
+            self._is_incomplete = any(worker.age <= last for worker in self.WORKERS.values())
+            if self._is_incomplete:
+                LOGGER.error("the reload is not complete: old workers go on; it is tried again")
+            else:
+                LOGGER.info("reloaded")
         except ReloadCut:
             pass
-        except Exception:  # no process or no disk space left, say; what is not done yet is tried again
-            LOGGER.error("the reload is not complete", exc_info=True)
-        else:
-            LOGGER.info("reloaded")
-        self._is_reloading = False
+        except Exception:  # no process or no disk space left, say
+            LOGGER.error("the reload is not complete: it is tried again", exc_info=True)
+            self._is_incomplete = True
+        finally:
+            self._is_reloading = False
 
     def handle_usr1(self) -> None:
         reopen()
@@ -209,7 +244,12 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def maybe_promote_master(self) -> None:
         old = self.master_pid
-        super().maybe_promote_master()
+        try:
+            super().maybe_promote_master()
+        except (OSError, RuntimeError) as error:
+            # The pid file comes last but for the title: the folder may be gone, or the old master not be reaped.
+            LOGGER.warning("the pid file stays as it is: %s", error)
+            _set_title(f"master [{self.proc_name}]")
         if old and not self.master_pid:
             systemd.notify(f"MAINPID={self.pid}")
             LOGGER.info("the old master, process %d, has ended: this one takes its place", old)
@@ -261,13 +301,6 @@ def tell_listening(places: Iterable[tuple[RouteConfig, socket.socket]]) -> None:
 # gunicorn calls these.
 
 
-def tell_ready(master: Master) -> None:
-    # Not before: who has read it may send signals.
-    tell_listening(zip(master.app.config.routes, master.LISTENERS, strict=True))
-    # In place of gunicorn's own words.
-    systemd.notify(_status(master))
-
-
 def leave_groups(master: Master, worker: Any) -> None:
     """In a worker that becomes another user: it would keep the further groups of root.
 
@@ -279,7 +312,7 @@ def leave_groups(master: Master, worker: Any) -> None:
 
 
 def hear_stops(worker: Any = None) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
 
 def tell_ended(master: Master, worker: Any) -> None:

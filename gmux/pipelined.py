@@ -165,15 +165,16 @@ class PipelinedUpstream(Upstream):
         if error is None and not reason and not self.is_closing:
             if decoder.data or (parts and not parts[-1][1].last):
                 net.acknowledge(self._sock)  # an answer is not here whole
-            if self.load:
-                self._owner.has_room(self)
-            elif was_busy:
-                self._owner.freed(self)
             if decoder.owed:
                 # Between whole requests, like them.
                 self._batch.append(decoder.take_owed())
                 self._accepted += len(self._batch[-1])
                 self._owed += len(self._batch[-1])
+            if self.load:
+                self._owner.has_room(self)
+            elif was_busy:
+                self._flush()  # before it may be another process's
+                self._owner.freed(self)
             self._flush()
             if self._writer is None:
                 self._owed = 0

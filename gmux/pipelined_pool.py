@@ -45,10 +45,16 @@ class PipelinedPool(Pool):
         super().__init__(settings, codec, slots, spinner, log, trace, access)
         self._is_by_key = codec.correlation == "key"
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
+        # The one that takes no more requests because others ask for it.
+        self._lending: PipelinedUpstream | None = None
         self.asked = self._awaiting.add
         self.answered = self._awaiting.discard
 
     def checkout(self, exchange: Exchange) -> None:
+        if self._lending is not None and not self._slots.has_asks():
+            # Who asked has one, or is gone.
+            self._lending.is_aged = False
+            self._lending = None
         if not self._begin(exchange):
             self._queue(exchange)
 
@@ -144,7 +150,8 @@ class PipelinedPool(Pool):
         # Under a load that does not end none is ever free: one takes no more requests until it is.
         open_ones = [u for u in map(_pipelined, self._upstreams) if not u.is_closing]
         if open_ones and not any(upstream.is_aged for upstream in open_ones):
-            min(open_ones, key=attrgetter("load")).is_aged = True
+            self._lending = min(open_ones, key=attrgetter("load"))
+            self._lending.is_aged = True
 
     def _wrap(self, sock: socket.socket) -> Upstream:
         kind = KeyedUpstream if self._is_by_key else OrderedUpstream
@@ -152,6 +159,7 @@ class PipelinedPool(Pool):
 
     def _hand_over(self, upstream: Upstream) -> None:
         upstream.is_aged = False  # or it would have been replaced, or lent
+        self._lending = None
         if self._waiting and (not upstream.is_stale() or upstream.catch_up()):
             self.has_room(_pipelined(upstream))
         if not upstream.is_closing and not _pipelined(upstream).load:

@@ -168,6 +168,10 @@ class Pool:
         self._slots.open(self)
         self._settle()
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._upstreams
+
     def drain(self) -> None:
         """Keep no connection that nobody needs here; others may have them."""
         self._is_draining = True
@@ -391,7 +395,12 @@ class Pool:
             return None
         try:
             if grant.sock is not None:
-                return self._take_over(grant)
+                try:
+                    return self._take_over(grant)
+                except ConnectError as error:  # it ended on its way, which is no sign of a target that is down
+                    self._log.debug("%s", error)
+                    grant.slot.release()
+                    return None
             self._log.info("creating target connection")
             upstream = self._add(grant.slot, net.connect(self._settings.target, self._settings.connect_timeout))
         except BaseException:
@@ -417,8 +426,8 @@ class Pool:
         assert grant.sock is not None
         grant.sock.setblocking(False)
         upstream = self._add(grant.slot, grant.sock)
-        # One that carried requests before may end at any time, as the next of them may find out.
-        upstream.used = max(1, grant.used)
+        # One that was used before may end at any time, as its next request may find out.
+        upstream.used = grant.used + 1
         self._log.debug("took over target connection: %s", upstream.name)
         return upstream
 
@@ -450,12 +459,19 @@ class Pool:
             return State.BUSY
         if self._is_draining:
             return State.DRAINING
-        return State.SPARE if is_spare else State.IDLE
+        if is_spare:
+            return State.SPARE
+        # One with an age cannot be handed over, and is not closed for a moment's rest.
+        return State.BUSY if self._settings.max_age else State.IDLE
 
     def _lend_or_hand_over(self, upstream: Upstream) -> None:
         if not self._slots.has_asks():
             self._listen_to_asks(False)
-        elif ask := self._slots.next_ask(self._state()):
+        elif self._waiting and upstream.is_fresh:
+            # It came for a request. To give it away first would be to serve nobody, where it takes long to come.
+            upstream.is_fresh = False
+            self._slots.begin_slice()
+        elif upstream.greeting is None and (ask := self._slots.next_ask(self._state())):
             self._make_idle(upstream)
             self._give(upstream, ask)
             self._go_on()
@@ -493,13 +509,9 @@ class Pool:
         self._settle()
 
     def adopt(self, grant: Grant) -> bool:
-        if grant.sock is None:
-            grant.slot.release()
-            return True
-        if self._is_stopping:
-            net.prepare_reset(grant.sock)
-            grant.sock.close()
-            grant.slot.release()
+        # More than its own size may come where a reload made that smaller.
+        if grant.sock is None or self._is_stopping or len(self._upstreams) >= self._settings.size:
+            grant.give_back()
             return True
         if not self._permits.acquire(blocking=False):
             # Somebody has one who was told in this turn of the loop that a slot is not wanted any more.

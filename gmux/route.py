@@ -29,6 +29,9 @@ DRAIN_INTERVAL = 0.02
 #: Seconds between two attempts to hand over a client.
 HAND_OVER_INTERVAL = 0.001
 
+#: Seconds for which connections to the target are kept for a successor, when there are no clients any more.
+HAND_OVER_PATIENCE = 0.5
+
 
 class Route:
     """Made by the worker for a listening socket and the address of the target."""
@@ -84,8 +87,8 @@ class Route:
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)
         self._listener = Listener(listening, self._clients, config.max_clients, log)
-        if service.workers > 1:
-            # One that takes all it finds would leave the others none.
+        if config.pool_size > 1:
+            # There may be other workers. One that takes all it finds would leave the others none.
             self._listener.max_accept = 1
         self._succession = succession
         self._protocol = config.protocol
@@ -116,6 +119,11 @@ class Route:
                 # A mailbox takes few messages at a time, and its reader soon has them.
                 gevent.sleep(HAND_OVER_INTERVAL if clients.leave() else DRAIN_INTERVAL)
         is_done = len(clients.members) == len(clients.lingering)
+        if has_successor and is_done:
+            # It may just be starting, and will ask.
+            with gevent.Timeout(HAND_OVER_PATIENCE, False):
+                while not self._pool.is_empty:
+                    gevent.sleep(DRAIN_INTERVAL)
         # The connections to the target go first: after a reload another process waits for them, and clients that are
         # slow to close do not need them any more.
         self._pool.stop()

@@ -28,13 +28,15 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult, Event
 
-from gmux.errors import ConnectError
 from gmux.mailbox import Mailbox, Message, Sent
 from gmux.slots import Ask, FileSlot, Grant, Lender, Slot, SlotFiles, Slots, State
 
 #: Seconds between two looks for a slot while requests wait, and while a connection is only to be kept.
 RETRY_INTERVAL = 0.02
 KEEP_INTERVAL = 1.0
+
+#: Seconds for which it keeps what it is about to need again, as far as it knows.
+IDLE_SLICE = 0.005
 
 #: Seconds for which requests wait until the log names the processes that hold the slots. To wait for a turn is usual.
 TELL_AFTER = 1.0
@@ -61,6 +63,7 @@ class SharedSlots(Slots):
         self._asks: dict[str, tuple[Ask, float]] = {}
         # When a slot was last taken from another pool, or given to one.
         self._since = monotonic()
+        self._looks_again = False
 
     def open(self, lender: Lender) -> None:
         self._lender = lender
@@ -83,6 +86,8 @@ class SharedSlots(Slots):
         self._waiters.append(waiter)
         if self._seeker is None:
             self._seeker = gevent.spawn(self._seek)
+        elif len(self._waiters) == 1:
+            self._wake.set()  # it sleeps behind what the last one got
         try:
             grant: Grant | None = waiter.get()
         except BaseException:
@@ -90,7 +95,7 @@ class SharedSlots(Slots):
             with suppress(ValueError):
                 self._waiters.remove(waiter)
             if waiter.successful() and waiter.value is not None:
-                _give_back(waiter.value)
+                waiter.value.give_back()
             raise
         return grant
 
@@ -110,7 +115,7 @@ class SharedSlots(Slots):
                     continue
                 try:
                     slot = self._files.take()
-                except ConnectError as error:
+                except Exception as error:  # of the folder: who waits makes the best of it
                     self._waiters.popleft().set_exception(error)
                     continue
                 if slot is not None:
@@ -143,6 +148,9 @@ class SharedSlots(Slots):
 
     # Giving slots.
 
+    def begin_slice(self) -> None:
+        self._since = monotonic()
+
     def has_asks(self) -> bool:
         now = monotonic()
         self._asks = {peer: (ask, end) for peer, (ask, end) in self._asks.items() if end > now}
@@ -151,14 +159,25 @@ class SharedSlots(Slots):
     def next_ask(self, state: State) -> Ask | None:
         if not self.has_asks():
             return None
-        is_over = monotonic() - self._since >= SLICE
-        fewer = len(self._files) - (0 if is_over else 1)
+        kept = monotonic() - self._since
+        fewer = len(self._files) - (0 if kept >= SLICE else 1)
+        is_idle = state is State.IDLE and kept >= IDLE_SLICE
         for ask, _ in self._asks.values():
             if state is State.DRAINING:
                 return ask
-            if ask.need and (state is State.SPARE or ask.held < fewer or (state is State.IDLE and not ask.held)):
+            # Who cannot use the connection costs the target a new one, so it is not given for a moment's rest.
+            may_rest = is_idle and not ask.held and self.is_kin(ask)
+            if ask.need and (state is State.SPARE or ask.held < fewer or may_rest):
                 return ask
+        if state is State.IDLE and not self._looks_again:
+            # No request may come that would give occasion to.
+            self._looks_again = True
+            gevent.get_hub().loop.timer(IDLE_SLICE).start(self._look_again)
         return None
+
+    def _look_again(self) -> None:
+        self._looks_again = False
+        self._lender.lend()
 
     def is_kin(self, ask: Ask) -> bool:
         return ask.kind == self._kind
@@ -199,9 +218,3 @@ class SharedSlots(Slots):
             self._waiters.popleft().set(grant)
         elif not self._lender.adopt(grant):
             gevent.get_hub().loop.run_callback(self._use, grant)
-
-
-def _give_back(grant: Grant) -> None:
-    if grant.sock is not None:
-        grant.sock.close()
-    grant.slot.release()

@@ -21,6 +21,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
+from gmux import net
 from gmux.errors import ConnectError, StartError
 
 
@@ -30,10 +31,12 @@ def runtime_dir(path: str, uid: int, gid: int) -> Path:
     `path` is empty for the usual one. Raises StartError.
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
+    mode = 0o700
     if path:
         folder = Path(path).absolute()
     elif os.geteuid() == 0:
-        folder = Path("/run/gmux")
+        # Others may pass through it, to sockets of --listen that are there; what gmux puts there is for its user alone.
+        folder, mode = Path("/run/gmux"), 0o711
     elif base:
         folder = Path(base, "gmux")
     else:
@@ -41,7 +44,7 @@ def runtime_dir(path: str, uid: int, gid: int) -> Path:
     hint = "; XDG_RUNTIME_DIR names it" if base and os.geteuid() and not path else ""
     try:
         try:
-            folder.mkdir(mode=0o700, parents=True)
+            folder.mkdir(mode=mode, parents=True)
         except FileExistsError:
             pass
         else:
@@ -69,6 +72,13 @@ class Grant:
     slot: Slot
     sock: socket.socket | None = None
     used: int = 0
+
+    def give_back(self) -> None:
+        """End the connection with a reset, as it must not outlive the slot, and release that."""
+        if self.sock is not None:
+            net.prepare_reset(self.sock)
+            self.sock.close()
+        self.slot.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,9 @@ class Slots:
         """Who is to get a connection that is free."""
         return None
 
+    def begin_slice(self) -> None:
+        """A connection that others ask for has its first request here now."""
+
     def has_asks(self) -> bool:
         return False
 
@@ -159,8 +172,9 @@ class FileSlot:
         self.path = path
         self.descriptor = descriptor
         self._released = released
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):  # no space left: it is for the log alone
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         # While the lock is held nobody else's slot can be behind the name; who has the file open meets `_is_at`.

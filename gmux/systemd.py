@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gunicorn import systemd
 
@@ -34,6 +36,17 @@ def _number(text: str) -> int:
 
 def notify(*lines: str) -> None:
     systemd.sd_notify("\n".join(lines), LOGGER)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Whatever is told meanwhile does not reach systemd."""
+    address = os.environ.pop("NOTIFY_SOCKET", None)
+    try:
+        yield
+    finally:
+        if address is not None:
+            os.environ["NOTIFY_SOCKET"] = address
 
 
 def notify_reloading() -> None:

@@ -85,13 +85,14 @@ class Upstream:
 
     `idle_limit` is for how many seconds after the last answer the target keeps the connection, as it said. `is_aged`:
     it is to be replaced, or lent, as soon as nothing is in flight. `greeting` is what was sent first, until it is
-    answered.
+    answered. `is_fresh`: its pool has put no request on it while others asked for it.
     """
 
     __slots__ = (
         "name",
         "opened",
         "used",
+        "is_fresh",
         "idle_limit",
         "is_closing",
         "is_closed",
@@ -117,6 +118,7 @@ class Upstream:
         self.name = net.format_ends(sock, sock.getsockname(), sock.getpeername())
         self.opened = monotonic()
         self.used = 0
+        self.is_fresh = True
         self.idle_limit = NO_LIMIT
         self.is_closing = self.is_closed = self.is_retired = self.is_aged = False
         self.verbose = traits.verbose
@@ -204,7 +206,12 @@ class Upstream:
     @property
     def is_clean(self) -> bool:
         """Whether nothing of the past can come, so that an idle connection may go on in other hands."""
-        return self.greeting is None and self.idle_limit == NO_LIMIT and not self._decoder.has_surplus
+        return (
+            self.greeting is None
+            and self.idle_limit == NO_LIMIT
+            and not self._decoder.has_surplus
+            and self._writer is None
+        )
 
     def let_go(self) -> None:
         """The connection goes on in other hands, by a descriptor of their own; to the target nothing happens."""

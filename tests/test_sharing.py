@@ -7,19 +7,27 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 
 import gevent
+import iso8583
 import pytest
 from gevent import socket
+from gevent.lock import Semaphore
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from iso8583.specs import default_ascii
 
 from gmux.sharing import KEEP_INTERVAL, SLICE, SharedSlots
 from gmux.slots import Grant, State
 from tests.invariants.conftest import _guarded as _guarded
+from tests.support.clients import Client, tagged
+from tests.support.framing import MPU
+from tests.support.service import serving
+from tests.support.target import Target, answer, hold
 from tests.support.wait import wait_until
 
 LOG = logging.getLogger("gmux")
@@ -240,6 +248,123 @@ def test_message_of_another_form_is_ignored(borrowers):
     wait_until(is_closed, what="the end of the pipe: whoever got its other end has closed it")
     os.close(reader)
     holding(second)
+
+
+# With pools that are real.
+
+
+@contextmanager
+def sharing(folder: Path, target: Target, *pools: dict[str, str]):
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                serving(
+                    target,
+                    SharedSlots(folder, "target", int(pool.get("pool_size", "1")), pool.pop("kind", ""), LOG),
+                    **{"pool_min": "0"} | pool,
+                )
+            )
+            for pool in pools
+        ]
+
+
+def ask_all(services, answers: int) -> None:
+    """Two clients of each ask all the time, until each has got so many answers."""
+    answered = [0] * 2 * len(services)
+
+    def run(number):
+        with Client(services[number % len(services)].address) as client:
+            while min(answered) < answers:
+                payload = tagged(number, answered[number])
+                assert client.ask(payload) == payload
+                answered[number] += 1
+
+    gevent.joinall([gevent.spawn(run, number) for number in range(len(answered))], raise_error=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"upstream_max_age": "1h"}, {"connect_delay": "80ms"}, {"upstream_max_age": "1h", "connect_delay": "80ms"}],
+)
+def test_connections_that_take_long_to_come_still_serve_both(tmp_path, settings):
+    """Longer than a slice: to give them away before their first request would be to serve nobody."""
+    with Target(limit=1) as target, sharing(tmp_path, target, dict(settings), dict(settings)) as services:
+        ask_all(services, 5)
+        assert target.refused == 0
+
+
+def test_kinds_that_differ_close_the_connection_and_serve_both(tmp_path):
+    with Target(limit=1) as target, sharing(tmp_path, target, {"kind": "a"}, {"kind": "b"}) as services:
+        ask_all(services, 5)
+        assert target.refused == 0
+
+
+def test_pool_that_is_smaller_after_a_reload_takes_no_more_than_its_size(tmp_path):
+    """Both old workers may give, each one connection, to the ask of the new one."""
+    old = {"pool_size": "2", "pool_min": "1"}
+    gate = Semaphore(0)
+    with ExitStack() as stack:
+        target = stack.enter_context(Target((hold(gate), answer)))
+        first, second, new = stack.enter_context(sharing(tmp_path, target, dict(old), dict(old), {"pool_size": "1"}))
+        first.wait_ready()
+        second.wait_ready()
+        with Client(new.address) as client:
+            client.send(b"request")
+            wait_until(lambda: target.requests)
+            first.route._pool.drain()
+            second.route._pool.drain()
+            gevent.sleep(0.2)  # ten asks
+            assert new.connected == 1
+            gate.release()
+            assert client.receive() == b"request"
+            gate.release()
+            assert client.ask(b"again") == b"again"
+        assert new.connected == 1
+
+
+def test_connection_that_ends_on_its_way_is_no_sign_of_a_target_that_is_down(tmp_path, monkeypatch):
+    with Target() as target, sharing(tmp_path, target, {"pool_min": "1"}, {"retry_delay": "1h"}) as (first, second):
+        first.wait_ready()
+        take = second.slots._received
+
+        def take_later(message, descriptors):
+            if "slot" in message:
+                target.reset_all()
+                gevent.get_hub().loop.timer(0.05).start(take, message, descriptors)
+            else:
+                take(message, descriptors)
+
+        second.slots._mailbox._received = take_later
+        with Client(second.address) as client:
+            assert client.ask(b"request") == b"request"
+        assert second.pool._failures == 0
+
+
+def test_owed_bytes_go_out_before_the_connection_is_anothers(tmp_path):
+    """An 0800 of the target right behind an answer: somebody else waits for the connection that the 0810 is owed on."""
+
+    def message(mti: str, number: int, **fields: str) -> bytes:
+        encoded, _ = iso8583.encode({"t": mti, "11": f"{number:06}"} | fields, default_ascii)
+        return bytes(encoded)
+
+    def answer_and_ask(connection, request):
+        fields, _ = iso8583.decode(MPU.payload(request), default_ascii)
+        answer = message("0210", int(fields["11"]))
+        connection.send(MPU.wrap(answer) + MPU.wrap(message("0800", 999, **{"70": "301"})))
+
+    def behave(connection, request):
+        return () if MPU.payload(request).startswith(b"0810") else (answer_and_ask,)
+
+    settings = {"answer_network_management": "true", "pipeline": "4", "key_fields": ["11"]}
+    with Target(behave, MPU) as target, sharing(tmp_path, target, dict(settings), dict(settings)) as services:
+
+        def run(number):
+            with Client(services[number].address, MPU) as client:
+                for n in range(40):
+                    assert client.ask(message("0200", 100 * number + n)) == message("0210", 100 * number + n)
+
+        gevent.joinall([gevent.spawn(run, number) for number in range(2)], raise_error=True)
+        wait_until(lambda: sum(request.startswith(b"0810") for request in target.requests) == 80)
 
 
 class Sharing(RuleBasedStateMachine):

@@ -322,11 +322,25 @@ def test_client_that_comes_as_its_new_process_drains_too_is_not_lost(shared):
             first.route._clients.is_draining = False
 
 
-def test_runtime_folder_with_a_name_too_long_is_refused(tmp_path):
-    folder = tmp_path / ("x" * 100)
+def test_runtime_folder_may_have_a_long_name(tmp_path):
+    folder = tmp_path / ("x" * 200)
     folder.mkdir()
-    with pytest.raises(StartError, match="its name is too long"):
-        Mailbox(folder, "subject")
+    one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
+    assert one.send(two.name, {}) is Sent.DONE
+    one.close()
+    two.close()
+
+
+def test_mailbox_in_a_folder_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(StartError, match="No such file or directory"):
+        Mailbox(tmp_path / "missing", "subject")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/passwd"])
+def test_name_that_is_no_name_of_a_mailbox_is_sent_nothing(tmp_path, name):
+    one = Mailbox(tmp_path, "subject")
+    assert one.send(name, {}) is Sent.GONE
+    one.close()
 
 
 def test_messages_beyond_one_turn_of_the_loop_are_taken_in_the_next(tmp_path, monkeypatch):
