@@ -148,10 +148,10 @@ class Master(Arbiter):  # type: ignore[misc]
         try:
             pid: int = super().spawn_worker()
         except (GmuxError, OSError) as error:
-            if self.worker_age == 1:
-                raise HaltServer(str(error), 1) from None
-            # No process, descriptor or space left, say: what serves goes on, and the main loop comes here again.
             LOGGER.error("cannot start a worker: %s", error)
+            if self.worker_age == 1:
+                raise HaltServer("", 1) from None
+            # No process, descriptor or space left, say: what serves goes on, and the main loop comes here again.
             return 0
         finally:
             hear_stops()

@@ -26,7 +26,7 @@ Those under {routes} are settings of routes: a file has them in `[[route]]` and
 What is `true` or `false` is a flag without a value.
 
 Each wrong value is told in one line that names its place, the value and what is allowed. gmux ends with code 2 when all
-are of flags and variables, else with code 1; `gmux check` ends with code 1.
+are of flags and variables, else with code 1; `gmux check` ends with code 1. A flag that is unknown ends both with 2.
 
 Times are a number with `ms`, `s`, `m`, `h` or `d`; a bare number is seconds. Sizes are a number with `k`, `M` or `G`
 (powers of 1024); a bare number is bytes. `0` turns a limit or a delay off where the table allows it. A setting that is
@@ -148,9 +148,9 @@ ABOUT: dict[str, str] = {
         "needed or `--pool-min` asks for it."
     ),
     "max_clients": (
-        "Clients connected at once. One more is refused: a 503 over `http`, a close elsewhere. Clients whose "
-        "connection gmux is ending do not count. gmux raises its limit of open files as far as the system allows; a "
-        "client is one file."
+        "Clients connected at once to a worker. One more is refused: a 503 over `http`, a close elsewhere. Clients "
+        "whose connection gmux is ending do not count. gmux raises its limit of open files as far as the system "
+        "allows; a client is one file."
     ),
     "max_message": (
         "The largest message, framing included for `echo`, the message behind the length header for `iso8583` and "
@@ -219,14 +219,14 @@ ABOUT: dict[str, str] = {
         "this user's."
     ),
     "group": "The workers run as this group.",
-    "umask": "For log files and the pid file. Without it, as it is.",
+    "umask": "For the files of the logs. Without it, as it is. The pid file can be read by all.",
     "chdir": (
         "Names of files in the settings that are not absolute begin here, but for that of `--config`. Without it they "
         "begin where gmux was started."
     ),
     "runtime_dir": (
         "Where gmux processes that share a budget meet. It is made when it is missing, and must belong to the user of "
-        "the workers and be closed to others. Without it: `/run/gmux` for root, else `gmux` in `$XDG_RUNTIME_DIR`, "
+        "the workers, who alone may write to it. Without it: `/run/gmux` for root, else `gmux` in `$XDG_RUNTIME_DIR`, "
         "else `gmux-UID` in the folder for temporary files."
     ),
     "log_file": (
