@@ -36,7 +36,11 @@ types: $(VENV)/tested
 	$(BIN)/mypy
 
 tests: $(VENV)/tested
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n logical
+
+# Workers, masters and reloads killed at random. make chaos CHAOS_SECONDS=600 CHAOS_SEED=7
+chaos: $(VENV)/tested
+	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -q -s tests/test_chaos.py
 
 # The reference of the settings; a test fails where it is stale.
 docs: $(VENV)/installed
