@@ -36,7 +36,7 @@ types: $(VENV)/tested
 	$(BIN)/mypy
 
 tests: $(VENV)/tested
-	$(BIN)/pytest -q -n logical
+	$(BIN)/pytest -q -n logical --maxprocesses 4
 
 # Workers, masters and reloads killed at random. make chaos CHAOS_SECONDS=600 CHAOS_SEED=7
 chaos: $(VENV)/tested
