@@ -123,6 +123,11 @@ class Chaos:
 
     def upgrade(self, server: Server) -> None:
         server.signal(signal.SIGUSR2)
+        begin = monotonic()
+        while not server.said("the new master is process"):
+            if monotonic() - begin > 1:
+                return  # it is busy with a reload; whatever becomes of this, both are stopped in the end
+            gevent.sleep(0.001)
         gevent.sleep(self._dice.uniform(0, 1))
         # The new master may be there by now, or not: then it ends the service, and another takes its place.
         server.signal(self._dice.choice([signal.SIGTERM, signal.SIGKILL]))
