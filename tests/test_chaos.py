@@ -43,7 +43,12 @@ class Chaos:
 
     def _start(self) -> Server:
         settings = {"protocol": "echo", "pool_size": str(POOL_SIZE), "workers": "2", "queue_timeout": "5s"}
-        return self._stack.enter_context(Server(self._target.address, **settings))
+        server = self._stack.enter_context(
+            Server(self._target.address, process={"start_new_session": True}, **settings)
+        )
+        # Also the master of an upgrade of which nobody lived to tell.
+        self._stack.callback(end_session, server.pid)
+        return server
 
     def client(self, number: int) -> None:
         """Ask on and on, wherever there is a service; every answer must be the client's own."""
@@ -132,6 +137,11 @@ class Chaos:
         # The new master may be there by now, or not: then it ends the service, and another takes its place.
         server.signal(self._dice.choice([signal.SIGTERM, signal.SIGKILL]))
         self.servers[self.servers.index(server)] = self._start()
+
+
+def end_session(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGTERM)
 
 
 @pytest.mark.timeout(SECONDS + 120)
