@@ -11,7 +11,7 @@ import socket
 from collections.abc import Hashable
 from typing import cast
 
-from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part
+from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part, Unsolicited
 from gmux.deadlines import Deadlines
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
@@ -84,13 +84,18 @@ class KeyedUpstream(PipelinedUpstream):
         decoder = self._decoder
         owner = self._owner
         while True:
-            part = cast("KeyedPart | None", decoder.next_event())
+            part = cast("KeyedPart | Unsolicited | None", decoder.next_event())
             if part is None:
                 return ""
             self._mute = 0
-            exchange = self._in_flight.get(part.key) if part.is_answer else None
+            if isinstance(part, Unsolicited):
+                if reason := owner.unsolicited(self, part):
+                    raise BadAnswer(reason)
+                continue
+            exchange = self._in_flight.get(part.key)
             if exchange is None or (exchange.end > self._written and not self._is_out(exchange)):
-                self._unmatched(part)
+                self._late.discard(part.key)
+                owner.late(self, part.data)
                 continue
             del self._in_flight[part.key]
             self.load -= 1
@@ -103,13 +108,6 @@ class KeyedUpstream(PipelinedUpstream):
             parts.append((exchange, part))
             if exchange.end > self._written:
                 return "the target answered before it had the whole request"
-
-    def _unmatched(self, part: KeyedPart) -> None:
-        if part.is_answer:
-            self._late.discard(part.key)
-            self._owner.late(self)
-        elif not self._owner.unsolicited(self, part.data):
-            raise BadAnswer("a message came that nobody asked for")
 
     def _late_over(self, key: Hashable) -> None:
         self._owner.unblocked()

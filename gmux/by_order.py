@@ -10,11 +10,13 @@ from __future__ import annotations
 import socket
 from collections import deque
 
-from gmux.codecs.base import AnswerDecoder, Part
+from gmux.codecs.base import AnswerDecoder, Part, Unsolicited
 from gmux.errors import BadAnswer, ExchangeError
 from gmux.exchange import Exchange
 from gmux.pipelined import PipelinedUpstream, PipelineOwner
 from gmux.upstream import Traits
+
+OUT_OF_TURN = "an answer came that is not that of the first request in flight"
 
 
 class OrderedUpstream(PipelinedUpstream):
@@ -78,6 +80,13 @@ class OrderedUpstream(PipelinedUpstream):
             part = decoder.next_event()
             if part is None:
                 break
+            if isinstance(part, Unsolicited):
+                # With others in flight an answer that is not the first one's says that one is missing, or out of turn.
+                is_out_of_turn = part.is_answer and self.load > 1
+                reason = OUT_OF_TURN if is_out_of_turn else self._owner.unsolicited(self, part)
+                if reason:
+                    raise BadAnswer(reason)
+                continue
             if self.verbose:
                 self._owner.saw(self, exchange, part.data, True)
             if exchange.end > self._written and not self._is_out(exchange):

@@ -221,8 +221,10 @@ def _read_route(route: GivenRoute, problems: list[str]) -> RouteConfig | None:
     if values["correlation"] == "auto":
         is_by_key = values["protocol"] in ISO8583 and values["pipeline"] > 1
         values["correlation"] = "key" if is_by_key else "order"
-    if values["unsolicited"] == "auto":
-        values["unsolicited"] = "drop" if values["correlation"] == "key" else "close"
+    if values["unsolicited"] == "auto" and values["protocol"] not in ISO8583:
+        values["unsolicited"] = "close"  # no other codec can tell what a message is
+    elif values["unsolicited"] == "auto" and values["correlation"] == "key":
+        values["unsolicited"] = "drop"
     config = RouteConfig(name=route.name, **values)
     conflicts = _route_conflicts(config, given)
     problems += [_place_in(route, name) + text for name, text in conflicts if name not in foreign]
@@ -251,16 +253,8 @@ def _route_conflicts(config: RouteConfig, given: Texts) -> Iterator[tuple[str, s
         )
     if config.pipeline > 1 and config.request_delay:
         yield "request_delay", f"is not allowed with --pipeline {config.pipeline}: it is a rest between two requests"
-    for name in ("key_fields", "late_window"):
-        if name in given and config.correlation != "key":
-            yield name, "is not allowed with --correlation order, which reads no field"
-    reads_fields = config.correlation == "key" or config.answer_network_management or config.idle_check
-    if "spec" in given and not reads_fields:
-        yield (
-            "spec",
-            "is not allowed with --correlation order, which reads no field, unless there is"
-            " --answer-network-management or --idle-check",
-        )
+    if "late_window" in given and config.correlation != "key":
+        yield "late_window", "is not allowed with --correlation order, which closes the connection after --timeout"
     # A request and its answer are of one kind: 0800 and 0810.
     kinds = [f"{mti[:2]}{int(mti[2]) // 2}" if mti else "" for mti, _ in config.key_fields]
     if len(set(kinds)) < len(kinds):

@@ -165,7 +165,7 @@ def _read_file(text: str, most: int) -> bytes:
 
 
 def parse_spec(text: str) -> str | dict[str, dict[str, Any]]:
-    if text in ("ascii", "binary"):
+    if text in ("auto", "ascii", "binary"):
         return text
     try:
         spec = json.loads(_read_file(text, MAX_SPEC_FILE))
@@ -266,7 +266,7 @@ TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, unix:/PATH, or
 CORRELATION = choice("MODE", "auto", "order", "key")
 UNSOLICITED = choice("MODE", "auto", "close", "drop", "broadcast")
 MESSAGE_FILE = Kind("FILE", "a file that can be read, of 1 byte to 64 KiB", parse_message_file, empty=b"")
-SPEC = Kind("SPEC", "ascii, binary, or a file of JSON in the form of pyiso8583's specs", parse_spec)
+SPEC = Kind("SPEC", "auto, ascii, binary, or a file of JSON in the form of pyiso8583's specs", parse_spec)
 KEY_FIELDS = Kind(
     "FIELDS", "numbers from 2 to 128 such as 11,41, or for one type 0800:7,11", parse_key_fields, True, ()
 )

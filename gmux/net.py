@@ -33,6 +33,9 @@ KEEPALIVE = (60, 10, 6)
 
 BACKLOG = 2048
 
+#: The state of a TCP socket that is no connection any more, in struct tcp_info (linux/tcp.h, net/tcp_states.h).
+TCP_CLOSE = 7
+
 IPV4_MAPPED = "::ffff:"
 
 
@@ -268,6 +271,19 @@ def unacknowledged(sock: socket.socket) -> int:
         return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
     except OSError:
         return 0  # the connection is gone
+
+
+def is_over(sock: socket.socket) -> bool:
+    """Whether the kernel has nothing left to do for a connection whose two sides have ended: the peer has our FIN.
+
+    On a Unix socket the peer has it at once.
+    """
+    if sock.family == socket.AF_UNIX:
+        return True
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
+    except OSError:
+        return True  # the connection is gone
 
 
 def acknowledge(sock: socket.socket) -> None:

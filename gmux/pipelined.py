@@ -41,7 +41,7 @@ class PipelineOwner(Owner, Protocol):
     def abandon(self, exchange: Exchange) -> None:
         """Its asker is gone; `discard` is called when it goes on for long."""
 
-    def late(self, upstream: PipelinedUpstream) -> None:
+    def late(self, upstream: PipelinedUpstream, message: bytes) -> None:
         """An answer came that fits no request, as one does whose request was given up."""
 
     def unblocked(self) -> None:
@@ -206,7 +206,7 @@ class PipelinedUpstream(Upstream):
 
     def _end(self, reason: str, is_broken: bool) -> None:
         if not self.load:
-            self._close_now(reason)
+            self._leave(reason, is_broken)
             return
         error: ExchangeError | None = None
         parts: list[tuple[Exchange, Part]] = []
@@ -218,7 +218,7 @@ class PipelinedUpstream(Upstream):
         except BadAnswer as bad:
             error = UpstreamClosed(f"{bad} ({reason})")
         rest = self._drop_all()
-        self._close_now(reason)
+        self._leave(reason, is_broken)
         for exchange, part in parts:
             exchange.asker.deliver(exchange, part)
         if error is not None and rest and self._may_go_again_first(rest[0]):

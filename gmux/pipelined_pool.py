@@ -128,8 +128,9 @@ class PipelinedPool(Pool):
                 return
             passed.add(key)
 
-    def late(self, upstream: PipelinedUpstream) -> None:
-        self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {upstream.name}")
+    def late(self, upstream: PipelinedUpstream, message: bytes) -> None:
+        what = f"{self._codec.describe(message)}, {upstream.name}"
+        self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {what}")
         # Not now: the connection is at its next message.
         gevent.get_hub().loop.run_callback(self.unblocked)
 

@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -24,7 +25,7 @@ from gevent.lock import BoundedSemaphore
 
 from gmux import net
 from gmux.access import RouteAccess
-from gmux.codecs.base import NO_LIMIT, Codec, Part, Request
+from gmux.codecs.base import NO_LIMIT, Codec, Part, Request, Unsolicited
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, Stopped, UpstreamClosed
 from gmux.exchange import Exchange
@@ -33,7 +34,7 @@ from gmux.slots import Ask, Grant, Slot, Slots, State
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
 from gmux.trace import Trace
-from gmux.upstream import CLOSE_TIMEOUT, Traits, Upstream
+from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE, Traits, Upstream
 
 #: The longest pause between two attempts to connect, seconds; a longer first one stands.
 MAX_RETRY_DELAY = 30.0
@@ -83,8 +84,9 @@ class PoolSettings:
 #: Seconds without use after which another process's need of an idle connection goes before one's own.
 SPARE_TIME = 0.05
 
-#: What is done with a message of the target that nobody asked for.
-CLOSE, DROP, BROADCAST = "close", "drop", "broadcast"
+#: What is done with a message of the target that nobody asked for. AUTO drops it where its type shows that it answers
+#: nothing in flight, and closes the connection where that cannot be read.
+AUTO, CLOSE, DROP, BROADCAST = "auto", "close", "drop", "broadcast"
 
 
 class OwnAsker:
@@ -178,7 +180,10 @@ class Pool:
         self.lend()
 
     def stop(self) -> None:
-        """Close all upstream connections, each within CLOSE_TIMEOUT; switches greenlets. May be called twice."""
+        """Close all upstream connections, which takes CLOSE_TIMEOUT and RESET_PATIENCE at most; switches greenlets.
+
+        May be called twice.
+        """
         if self._is_stopping:
             return
         self._slots.close()
@@ -192,7 +197,7 @@ class Pool:
         self._connecting.clear()
         for upstream in list(self._upstreams):
             upstream.fail(Stopped("gmux is stopping"))
-        with gevent.Timeout(CLOSE_TIMEOUT + 0.1, False):
+        with gevent.Timeout(CLOSE_TIMEOUT + RESET_PATIENCE + 0.1, False):
             for _ in range(self._settings.size):
                 self._permits.acquire()
         self.warn.flush()
@@ -297,14 +302,20 @@ class Pool:
                 self._waiting.add_first(exchange)
         self._settle()
 
-    def unsolicited(self, upstream: Upstream, message: bytes) -> bool:
+    def unsolicited(self, upstream: Upstream, part: Part) -> str:
         policy = self._settings.unsolicited
-        if policy == BROADCAST:
+        is_known = isinstance(part, Unsolicited)
+        is_answer = isinstance(part, Unsolicited) and part.is_answer
+        what = self._codec.describe(part.data)
+        if policy == CLOSE or (policy == AUTO and not is_known):
+            return f"a message came that nobody asked for: {what}"
+        if policy == BROADCAST and not is_answer:
             # Not now: what came before it is delivered first, and a burst of them leaves the others their turns.
-            gevent.get_hub().loop.run_callback(self.broadcast, message)
-        elif policy == DROP:
-            self.warn("upstream/answer", f"a message that nobody asked for is dropped: {upstream.name}")
-        return policy != CLOSE
+            gevent.get_hub().loop.run_callback(self.broadcast, part.data)
+        else:
+            kind = "an answer that fits no request" if is_answer else "a message that nobody asked for"
+            self.warn("upstream/answer", f"{kind} is dropped: {what}, {upstream.name}")
+        return ""
 
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
         if self._access is not None and not is_answer:
@@ -610,11 +621,13 @@ class Pool:
         limit = min(upstream.idle_limit, MAX_IDLE_LIMIT)
         clock = self._limits.get(limit)
         if clock is None:
-            clock = self._limits[limit] = Deadlines(limit - min(IDLE_MARGIN, limit / 2), self._limit_over)
+            over = partial(self._limit_over, limit)
+            clock = self._limits[limit] = Deadlines(limit - min(IDLE_MARGIN, limit / 2), over)
         clock.add(upstream)
 
-    def _limit_over(self, upstream: Upstream) -> None:
-        if upstream in self._idle:
+    def _limit_over(self, limit: float, upstream: Upstream) -> None:
+        # The target may have said something else since this clock was started.
+        if upstream in self._idle and min(upstream.idle_limit, MAX_IDLE_LIMIT) == limit:
             upstream.retire(f"idle, and the target keeps it for {upstream.idle_limit:g} s")
 
     def _stop_clocks(self, upstream: Upstream) -> None:

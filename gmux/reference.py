@@ -88,20 +88,21 @@ ABOUT: dict[str, str] = {
         "is above 1."
     ),
     "spec": (
-        "By key: where the fields of a message are. `ascii` and `binary` are the specs that come with pyiso8583; a "
-        "file is one of its form, in JSON."
+        "Where the fields of a message are. `ascii` and `binary` are the specs that come with pyiso8583; a file is one "
+        "of its form, in JSON. `auto` is `ascii` by key; by order, gmux finds the [type and field "
+        "11](protocols.md#what-a-message-is) without a spec."
     ),
     "key_fields": (
-        "By key: the fields that an answer has in common with its request, once for all message types and once for "
-        "each that differs. Without it 11 and 41, or 7 and 11 where there is no 41."
+        "The fields that an answer has in common with its request, once for all message types and once for each that "
+        "differs. Without it, by key 11 and 41, or 7 and 11 where there is no 41; by order 11."
     ),
     "late_window": (
         "By key: for so long after `--timeout` the key of a request stays reserved on its connection, so that a late "
         "answer is not taken for that of a new request. `0`: as long as the connection lives."
     ),
     "unsolicited": (
-        "What is done with [a message that nobody asked for](protocols.md#what-belongs-to-one-hop). `auto` closes the "
-        "connection by order and drops the message by key."
+        "What gmux does with [a message that nobody asked for](protocols.md#what-belongs-to-one-hop). `auto` drops it, "
+        "and closes the connection where it cannot read what the message is."
     ),
     "answer_network_management": (
         "gmux answers echo tests, sign-ons and sign-offs of the target, and echo tests of clients."

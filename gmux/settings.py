@@ -145,7 +145,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("pipeline", count(1, 10_000), "1", "requests in flight on a connection, at most", "Pool"),
     Setting("prefer_pipeline", FLAG, "false", "fill a connection before another is opened", "Pool"),
     Setting("correlation", CORRELATION, "auto", "how answers find requests", "Pool", protocols=ISO8583),
-    Setting("spec", SPEC, "ascii", "the fields of messages: ascii, binary, or a file", "Pool", protocols=ISO8583),
+    Setting("spec", SPEC, "auto", "the fields of messages: auto, ascii, binary or a file", "Pool", protocols=ISO8583),
     Setting("key_fields", KEY_FIELDS, "", "fields by which answers find requests", "Pool", protocols=ISO8583),
     Setting("late_window", SECONDS, "120s", "reserve the key of a request without answer", "Pool", "", ISO8583, False),
     Setting("unsolicited", UNSOLICITED, "auto", "messages nobody asked for", "Pool", "", MESSAGES, False),

@@ -54,7 +54,7 @@ _NO_FILES: dict[Kind, tuple[str, ...]] = {
     FOLDER: (),
     PATH: (),
     MESSAGE_FILE: (),
-    SPEC: ("ascii", "binary"),
+    SPEC: ("auto", "ascii", "binary"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from gmux import net
-from gmux.codecs.base import AnswerDecoder
+from gmux.codecs.base import AnswerDecoder, Unsolicited
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.upstream import Owner, Traits, Upstream
@@ -70,12 +70,17 @@ class StrictUpstream(Upstream):
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
         part = decoder.next_event()
         while part is not None:
+            if not part.last and isinstance(part, Unsolicited):
+                if reason := self._owner.unsolicited(self, part):
+                    raise BadAnswer(reason)
+                part = decoder.next_event()
+                continue
             if self.verbose:
                 self._owner.saw(self, exchange, part.data, True)
             exchange.answered = True
             if part.last:
                 self.exchange = None
-                if self.is_closed:
+                if self.is_closing:
                     pass
                 elif self._writer is not None:
                     self.close("the target answered before it had the whole request")
@@ -94,7 +99,7 @@ class StrictUpstream(Upstream):
                 self._owner.sent(self)
             exchange.asker.deliver(exchange, part)
             part = decoder.next_event()
-        if not self.is_closed:
+        if not self.is_closing:
             net.acknowledge(self._sock)  # the answer is not here whole
             if decoder.owed and self._writer is None:
                 self._pay(decoder.take_owed())
@@ -102,14 +107,14 @@ class StrictUpstream(Upstream):
     def _end(self, reason: str, is_broken: bool) -> None:
         exchange = self.exchange
         if exchange is None:
-            self._close_now(reason)
+            self._leave(reason, is_broken)
             return
         try:
             if is_broken:
                 raise BadAnswer("the target broke off the connection")
             self._decoder.receive_eof()
             # Some answers end with the connection. The next request needs another one: nothing is handed over here.
-            self._close_now(reason)
+            self._see_end(reason)
             self._pass_on(exchange, self._decoder)
         except BadAnswer as error:
             may_repeat = (
@@ -121,7 +126,7 @@ class StrictUpstream(Upstream):
                 and exchange.body is None
             )
             self.exchange = None
-            self._close_now(reason)
+            self._leave(reason, is_broken)
             if may_repeat:
                 exchange.retries += 1
                 self._owner.repeat((exchange,))

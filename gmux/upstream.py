@@ -6,11 +6,12 @@ Everything here runs in callbacks of the loop and never switches greenlets.
     state       socket     exchanges    left by
     idle        open       none         send -> busy; the target closes, or sends what nobody asked for -> closed
     busy        open       in flight    last part of the last answer -> idle; doubt -> closing
-    closing     half-open  none         the target closes too, or CLOSE_TIMEOUT -> closed
+    closing     half-open  none         both sides have the other's FIN, or CLOSE_TIMEOUT -> closed
     closed      closed     none         -
 
-Closing waits for the target's own end: a target that allows one connection counts the old one until it has read our
-FIN, and must never see the new one first (invariant 1).
+A target that allows one connection counts the old one until it has our FIN, and must never see the new one first
+(invariant 1). So a connection is over when each side has the other's FIN, whichever came first: a target that says its
+own may go on reading, with our FIN behind all that it has not read.
 """
 
 from __future__ import annotations
@@ -26,15 +27,21 @@ from typing import Any, Protocol
 from gevent import get_hub
 
 from gmux import net
-from gmux.codecs.base import NO_LIMIT, AnswerDecoder
+from gmux.codecs.base import NO_LIMIT, AnswerDecoder, Part
 from gmux.errors import BadAnswer, ExchangeError
 from gmux.exchange import Exchange
 from gmux.net import READ_SIZE
 
 READ, WRITE = 1, 2
 
-#: Seconds that a target has to close its side after ours. A device that hangs is cut off with a reset then.
+#: Seconds that a closing takes at most. A device that hangs is cut off with a reset then.
 CLOSE_TIMEOUT = 1.0
+
+#: Seconds for which a connection still counts that was cut off with a reset: a program sees that when it next looks.
+RESET_PATIENCE = 0.25
+
+#: Seconds between two looks at whether a target that has said its end has ours: no event tells. It takes a round trip.
+OVER_INTERVAL = 0.002
 
 
 class Owner(Protocol):
@@ -55,8 +62,8 @@ class Owner(Protocol):
     def repeat(self, exchanges: Iterable[Exchange]) -> None:
         """Send these exchanges once more, in this order, before all that wait."""
 
-    def unsolicited(self, upstream: Upstream, message: bytes) -> bool:
-        """A message came that nobody asked for; false: it is doubt, and the connection must close."""
+    def unsolicited(self, upstream: Upstream, part: Part) -> str:
+        """A message came that nobody asked for. Returns why the connection must close; empty: it was dealt with."""
 
     def saw(self, upstream: Upstream, exchange: Exchange, data: bytes, is_answer: bool) -> None:
         """A message passed; called only when `verbose` is set."""
@@ -112,6 +119,7 @@ class Upstream:
         "_writer",
         "_unsent",
         "_close_reason",
+        "_over",
     )
 
     def __init__(self, owner: Owner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
@@ -146,6 +154,8 @@ class Upstream:
         self._writer: Any = None
         self._unsent: bytes | memoryview = b""
         self._close_reason = ""
+        # Runs while the target has said its end and has not got ours.
+        self._over: Any = None
         self._reader.start(self._on_readable)
 
     # What subclasses define.
@@ -190,6 +200,22 @@ class Upstream:
         else:
             self._owner.closing(self, reason)
 
+    def _see_end(self, reason: str) -> None:
+        """The target has said its end: the connection is over as soon as it has ours."""
+        self.close(reason)
+        if self.is_closed:
+            return
+        if net.is_over(self._sock):
+            self._close_now(self._close_reason)
+        elif self._over is None:
+            self._reader.stop()  # the end of a stream stays readable
+            self._over = get_hub().loop.timer(OVER_INTERVAL, OVER_INTERVAL)
+            self._over.start(self._look_whether_over)
+
+    def _look_whether_over(self) -> None:
+        if net.is_over(self._sock):
+            self._close_now(self._close_reason)
+
     def retire(self, reason: str) -> None:
         """Close a sound connection that is not wanted any more: no sign of a target that is down."""
         self.is_retired = True
@@ -209,7 +235,7 @@ class Upstream:
         return (
             self.greeting is None
             and self.idle_limit == NO_LIMIT
-            and not self._decoder.has_surplus
+            and self._decoder.is_replaceable
             and self._writer is None
         )
 
@@ -257,8 +283,8 @@ class Upstream:
                 return False
             try:
                 while (part := decoder.next_event()) is not None:
-                    if not self._owner.unsolicited(self, part.data):
-                        self.close("a message came that nobody asked for")
+                    if reason := self._owner.unsolicited(self, part):
+                        self.close(reason)
                         return False
             except BadAnswer as error:
                 self.close(str(error))
@@ -281,10 +307,19 @@ class Upstream:
             self.close("the target takes nothing")
 
     def _on_end(self, reason: str, is_broken: bool) -> None:
-        if self.is_closing:
-            self._close_now(self._close_reason or reason)
-        else:
+        if not self.is_closing:
             self._end(reason, is_broken)
+        elif is_broken:
+            self._close_now(self._close_reason)
+        else:
+            self._see_end(reason)
+
+    def _leave(self, reason: str, is_broken: bool) -> None:
+        """The target has ended the connection, with a FIN or a reset."""
+        if is_broken:
+            self._close_now(reason)
+        else:
+            self._see_end(reason)
 
     def _close_now(self, reason: str, is_abort: bool = False) -> None:
         if self.is_closed:
@@ -293,11 +328,17 @@ class Upstream:
         # Watchers go before the descriptor: its number may be given to the next connection at once.
         self._reader.stop()
         self._reader.close()
+        if self._over is not None:
+            self._over.stop()
+            self._over.close()
         self._stop_writing()
         if not is_abort:
             net.prepare_close(self._sock)
         self._sock.close()
-        self._owner.ended(self, reason)
+        if is_abort:
+            get_hub().loop.timer(RESET_PATIENCE).start(self._owner.ended, self, reason)
+        else:
+            self._owner.ended(self, reason)
 
     # Writing what the socket does not take at once.
 

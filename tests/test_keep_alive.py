@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from time import monotonic
 
+import pytest
+
+from gmux.sharing import SharedSlots
 from tests.support.clients import Client
 from tests.support.framing import HTTP
 from tests.support.service import serving
-from tests.support.target import Target, answer
+from tests.support.target import Target, answer, in_turn
 from tests.support.wait import wait_until
 
 REQUEST = b"GET /it HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -77,3 +81,34 @@ def test_answer_of_a_target_that_says_nothing_keeps_the_connection():
             assert ask(client) == b"it"
         assert not service.pool._limits
         assert target.accepted == 1
+
+
+def test_time_that_the_target_does_not_repeat_is_not_kept_to():
+    """The clock of its first word ended a connection that had just been used."""
+    first = says(b"timeout=1")
+    with Target(in_turn((first,)), framing=HTTP) as target, serving(target) as service:
+        with Client(service.address, HTTP) as client:
+            for _ in range(2):
+                assert ask(client) == b"it"
+            clock = service.pool._limits[1.0]
+            wait_until(lambda: not clock, what="the end of the clock")
+            assert ask(client) == b"it"
+        assert target.accepted == 1
+
+
+@pytest.mark.parametrize("said", [b"max=5", b"timeout=60", b"timeout=60, max=5"])
+def test_connection_of_which_the_target_said_something_is_not_handed_to_another_process(said, tmp_path):
+    """Who gets it would not know: after `max` further requests it would send one too many."""
+    with Target((says(said),), framing=HTTP) as target, ExitStack() as stack:
+        services = [
+            stack.enter_context(
+                serving(target, SharedSlots(tmp_path, "target", 1, "kind", logging.getLogger("gmux")), pool_min="0")
+            )
+            for _ in range(2)
+        ]
+        for _ in range(3):
+            for service in services:
+                with Client(service.address, HTTP) as client:
+                    assert ask(client) == b"it"
+        assert {len(connection.requests) for connection in target.connections} == {1}
+        assert target.peak == 1

@@ -258,7 +258,7 @@ def test_iso8583_messages_come_cut_and_together_with_a_keepalive(start, connect,
         (Iso8583Target, b"\0\x14" + b"\xff" * 20, "not an ISO 8583 message"),
         (Iso8583Target, b"\0\x140200F0" + b"0" * 14, "not an ISO 8583 message"),
         (MpuTarget, b"+020" + b"0" * 20, "not 4 ASCII digits"),
-        (MpuTarget, b"00200810" + b"0" * 16, "asks for no answer"),
+        (MpuTarget, b"00200890" + b"0" * 16, "asks for no answer"),
         (MpuTarget, b"0020abcd" + b"0" * 16, "asks for no answer"),
     ],
 )
@@ -268,9 +268,16 @@ def test_iso8583_garbage_closes_the_connection_with_a_line(start, connect, targe
     host, port = sock.getsockname()
     sock.sendall(data)
     assert is_closed(sock)
+    wait_until(lambda: len(target.lines) > 1)
     assert target.lines[1].startswith(f"closed: {host}:{port}, ")
     assert reason in target.lines[1]
     assert exchange(connect(target.address), target_class, {"t": "0800"})["t"] == "0810"
+
+
+def test_iso8583_answer_is_left_alone(start, connect):
+    sock = connect(start(MpuTarget).address)
+    sock.sendall(b"00200810" + b"0" * 16)
+    assert exchange(sock, MpuTarget, {"t": "0800"})["t"] == "0810"
 
 
 # --- HTTP

@@ -78,6 +78,10 @@ class HttpAnswerDecoder(Buffer):
     def has_surplus(self) -> bool:
         return bool(self.data)
 
+    @property
+    def is_replaceable(self) -> bool:
+        return not self.data and self._requests_left is None
+
     def _finish(self, part: Part) -> Part:
         self._body = self.request = None
         part.close = self._close

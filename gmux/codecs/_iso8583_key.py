@@ -117,6 +117,15 @@ class KeyReader:
             raise FramingError("a message ends before its key fields")
         return (plan.kind.name, *values), plan.kind.is_answer
 
+    def kind(self, message: bytes, at: int) -> tuple[str, bool]:
+        """The name of the kind of the message that begins `at`, and whether it is an answer. Raises FramingError."""
+        at, _ = _walk(message, at, self._header)
+        kind = self._read_kind(message[at : at + self._mti.size])
+        return kind.name, kind.is_answer
+
+    def describe(self, message: bytes, at: int) -> str:
+        return f"{len(message) - at} bytes"
+
     def is_network_request(self, message: bytes, at: int) -> bool:
         """Whether the message is one of network management that asks for an answer. Raises FramingError."""
         at, _ = _walk(message, at, self._header)

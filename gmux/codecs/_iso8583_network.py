@@ -8,7 +8,7 @@ from __future__ import annotations
 import iso8583
 
 from gmux.codecs._iso8583_key import KeyReader, Spec
-from gmux.errors import ConfigError
+from gmux.errors import ConfigError, FramingError
 
 #: Where a message says what it is for: field 70 in the version of 1987, field 24 in the later ones.
 ECHO_TESTS = (("70", "301"), ("24", "831"))
@@ -36,15 +36,12 @@ class NetworkManagement:
             raise ConfigError("--spec: answers to network management (t, 11, 39) cannot be written by it")
 
     def answer(self, message: bytes, only_echo_tests: bool) -> bytes | None:
-        """What approves the network management request `message`; None: it is none, or cannot be answered here.
-
-        The message is one whose key could be read.
-        """
-        if not self._keys.is_network_request(message, 0):
-            return None
+        """What approves the network management request `message`; None: it is none, or cannot be answered here."""
         try:
+            if not self._keys.is_network_request(message, 0):
+                return None
             fields, _ = iso8583.decode(message, self._spec)
-        except (iso8583.DecodeError, KeyError):
+        except (FramingError, iso8583.DecodeError, KeyError):
             return None
         codes = ECHO_TESTS if only_echo_tests else ECHO_TESTS + SIGN_ONS
         if not any(fields.get(name) == code for name, code in codes):

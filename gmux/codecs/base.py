@@ -13,7 +13,8 @@ for the life of the connection, so bytes past the end of a message are never los
 
 A request comes as one `Request`; when its `whole` is false, `Part`s follow, the last one with `last`. A message of the
 client that concerns this hop alone is `HANDLED`. An answer comes as one or more `Part`s. What they hold is what goes to
-the other side, already in that side's wire form.
+the other side, already in that side's wire form. Where the codec can tell that a message answers nothing that is due,
+it comes as `Unsolicited`.
 """
 
 from __future__ import annotations
@@ -119,13 +120,25 @@ HANDLED = Handled()
 
 
 class KeyedPart(Part):
-    """A whole message of the target: an answer to the request with this key, or one of its own."""
+    """A whole message of the target: the answer to the request with this key."""
 
-    __slots__ = ("is_answer", "key")
+    __slots__ = ("key",)
 
-    def __init__(self, data: bytes, key: Hashable, is_answer: bool) -> None:
+    def __init__(self, data: bytes, key: Hashable) -> None:
         super().__init__(data)
         self.key = key
+
+
+class Unsolicited(Part):
+    """A whole message of the target that does not answer the request that is due.
+
+    `is_answer`: it answers some other request, as a late answer does, or a second one; else it is the target's own.
+    """
+
+    __slots__ = ("is_answer",)
+
+    def __init__(self, data: bytes, is_answer: bool) -> None:
+        super().__init__(data, last=False)
         self.is_answer = is_answer
 
 
@@ -185,6 +198,11 @@ class AnswerDecoder(Protocol):
         """Whether bytes are left over that no request has asked for."""
         ...
 
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether nothing that it has learnt of the connection is lost when another decoder goes on in its place."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -204,7 +222,7 @@ class Codec(Protocol):
     name: str
     summary: str
 
-    #: "order", or "key": then requests are `KeyedRequest`s and answers `KeyedPart`s.
+    #: "order", or "key": then requests are `KeyedRequest`s, and what the target sends is `KeyedPart` or `Unsolicited`.
     correlation: str
 
     def __init__(self, limits: Limits) -> None: ...
@@ -231,6 +249,10 @@ class Codec(Protocol):
 
         `request` is the one that is refused, as far as it is known; with its `close` set, its client's connection ends.
         """
+        ...
+
+    def describe(self, message: bytes) -> str:
+        """A few words for the log on a message of the target's that nobody asked for; nothing of it that is secret."""
         ...
 
     def redact(self, message: bytes) -> bytes:

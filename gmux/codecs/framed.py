@@ -51,6 +51,9 @@ class FramedCodec:
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
         return CLOSE
 
+    def describe(self, message: bytes) -> str:
+        return f"{len(message)} bytes"
+
     def redact(self, message: bytes) -> bytes:
         return message
 
@@ -89,3 +92,7 @@ class FrameAnswerDecoder(Buffer):
     @property
     def has_surplus(self) -> bool:
         return bool(self.data)
+
+    @property
+    def is_replaceable(self) -> bool:
+        return not self.data

@@ -62,5 +62,8 @@ class HttpCodec:
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
         return refuse(error, cast("HttpRequest | None", request))
 
+    def describe(self, message: bytes) -> str:
+        return f"{len(message)} bytes"
+
     def redact(self, message: bytes) -> bytes:
         return message

@@ -53,7 +53,8 @@ def test_messages_cut_anywhere_come_out_equal(kind, side, feed):
 @sides
 @codecs
 def test_messages_in_random_cuts_come_out_equal(kind, side, bodies, data):
-    messages = [CODECS[kind](body) for body in bodies]
+    # Such as begin with this have no type: a client's answer would go nowhere.
+    messages = [CODECS[kind](b"-" + body) for body in bodies]
     pieces = data.draw(cuts(b"".join(messages)))
     decoder = getattr(make(kind), side)()
     assert frames(decoder, pieces) == messages

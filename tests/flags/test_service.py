@@ -20,7 +20,7 @@ from tests.flags.support import ask_http, cpu_seconds
 from tests.support.clients import Client
 from tests.support.framing import HTTP, ISO8583
 from tests.support.service import Server, serving
-from tests.support.target import Target, answer, closed_port, hold, never
+from tests.support.target import Target, answer, closed_port, hold, never, send
 from tests.support.wait import wait_until
 
 CARD = "4000001234567899"
@@ -157,12 +157,14 @@ def test_verbose_dumps_messages_with_direction_and_connection():
 
 def dumped(*words: str) -> str:
     """The text column of what is logged when a message with a card number passes."""
-    message, _ = iso8583.encode({"t": "0200", "2": CARD, "11": "654321"}, default_ascii)
+    request, reply = (
+        bytes(iso8583.encode({"t": mti, "2": CARD, "11": "654321"}, default_ascii)[0]) for mti in ("0200", "0210")
+    )
     with ExitStack() as stack:
-        target = stack.enter_context(Target(framing=ISO8583))
+        target = stack.enter_context(Target((send(ISO8583.wrap(reply)),), ISO8583))
         server = stack.enter_context(Server(target, *words))
         client = stack.enter_context(Client(server.address, ISO8583))
-        assert client.ask(bytes(message)) == bytes(message)
+        assert client.ask(request) == reply
     return "".join(line.partition("|")[2].rstrip("|") for line in server.log)
 
 

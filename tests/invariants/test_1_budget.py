@@ -6,17 +6,21 @@ import os
 import random
 import signal
 from contextlib import ExitStack
+from time import monotonic
 
 import gevent
 import pytest
+from gevent import socket
 from gevent.lock import Semaphore
+from gevent.server import StreamServer
 
 from gmux.sharing import SharedSlots
+from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE
 from tests.support.clients import Client, tagged
-from tests.support.framing import MPU
+from tests.support.framing import HTTP, MPU
 from tests.support.service import LOG, Server, connecting_sockets, deaf_listener, serving
 from tests.support.stream import Closed
-from tests.support.target import Target, answer, close, every, garbage, half, hold, never, pause, reset, twice
+from tests.support.target import Target, answer, close, every, garbage, half, hang, hold, never, pause, reset, twice
 from tests.support.wait import wait_until
 
 CYCLES = 30
@@ -225,3 +229,70 @@ def test_budget_reload_under_load_target_sees_one_connection():
         is_over = True
         gevent.joinall(users, raise_error=True)
         assert target.peak == 1
+
+
+class Lingering(StreamServer):
+    """A target that refuses the first request, says FIN and reads on, what there is each `seconds`.
+
+    So does a server that closes lingeringly, for the client to get the refusal. Others it answers.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(10)
+        super().__init__(listening, self._serve)
+        self.seconds = seconds
+        self.accepted = self.open = self.peak = 0
+        #: How each connection ended, as the target found out.
+        self.ends: list[str] = []
+
+    def _serve(self, sock, address):
+        self.accepted += 1
+        self.open += 1
+        self.peak = max(self.peak, self.open)
+        try:
+            if self.accepted == 1:
+                sock.recv(100)
+                sock.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(65536):
+                    gevent.sleep(self.seconds)
+            else:
+                while sock.recv(65536):
+                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            self.ends.append("FIN")
+        except OSError:
+            self.ends.append("reset")
+        self.open -= 1
+
+
+@pytest.mark.parametrize(("seconds", "end"), [(0.0, "FIN"), (0.15, "reset")], ids=["soon", "slow"])
+def test_budget_target_that_says_fin_and_reads_on_has_our_end_before_it_sees_another(seconds, end):
+    target = Lingering(seconds)
+    target.start()
+    body = 2_000_000
+    try:
+        with serving(target.address, protocol="http") as service, ExitStack() as stack:
+            service.wait_ready()
+            refused, other = (stack.enter_context(Client(service.address, HTTP)) for _ in range(2))
+            refused.send_raw(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % body + b"x" * body)
+            assert b" 413 " in refused.until(b"\r\n\r\n")
+            other.send_raw(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b" 200 " in other.until(b"\r\n\r\n")
+            assert target.ends == [end]
+            assert (target.accepted, target.peak) == (2, 1)
+    finally:
+        target.stop()
+
+
+def test_budget_connection_that_was_reset_counts_until_a_target_that_sleeps_can_have_seen_it():
+    with Target((hang,), MPU) as target, serving(target, timeout="15ms") as service:
+        service.wait_ready()
+        with Client(service.address, MPU) as client:
+            client.outcome(b"one")
+            ended = monotonic()
+            wait_until(lambda: target.accepted == 2)
+        assert monotonic() - ended >= CLOSE_TIMEOUT + RESET_PATIENCE - 0.05
+        target.released.set()
