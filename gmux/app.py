@@ -19,9 +19,10 @@ from gunicorn import util
 from gunicorn.app.base import BaseApplication
 from gunicorn.pidfile import Pidfile
 
-from gmux import listening, logs, mailbox, master, samples, slots
+from gmux import listening, logs, mailbox, master, samples
 from gmux.config import RouteConfig, ServiceConfig
 from gmux.errors import StartError
+from gmux.folder import runtime_dir
 from gmux.listener import max_lingering
 from gmux.listening import Held, Listening
 from gmux.logs import LOGGER
@@ -93,12 +94,16 @@ class App(BaseApplication):  # type: ignore[misc]
     def run(self) -> None:
         Master(self, is_upgrade=self._is_upgrade).run()
 
+    def keep_folder(self) -> None:
+        """Make the runtime folder again when it was removed. Raises StartError."""
+        runtime_dir(str(self.runtime_dir), *self._owner)
+
     def read_again(self) -> tuple[ServiceConfig, list[Held]]:
         """The configuration as it is now, and the sockets for it. Raises GmuxError; then nothing is changed."""
         config = keep_fixed(self._load(), self.config)
         check(config)
         # It may have been removed meanwhile.
-        slots.runtime_dir(str(self.runtime_dir), *self._owner)
+        self.keep_folder()
         fitting = self.listening.fit(config.routes)
         try:
             check_pid_file(config.pid)
@@ -259,8 +264,8 @@ def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
         change_folder(config.chdir)
     set_umask(config)
     logs.configure(config)
-    runtime_dir = slots.runtime_dir(config.runtime_dir, uid, gid)
-    mailbox.sweep(runtime_dir)
+    meeting = runtime_dir(config.runtime_dir, uid, gid)
+    mailbox.sweep(meeting)
     check_pid_file(f"{config.pid}.2" if config.pid and is_upgrade else config.pid)
     sockets = Listening(held)
     fitting = sockets.fit(config.routes)
@@ -273,7 +278,7 @@ def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
     # It may warn; a service that cannot start has said its one line by now.
     config = fit_descriptors(config)
     try:
-        App(config, load, sockets, (uid, gid), runtime_dir, folder, is_upgrade=is_upgrade).run()
+        App(config, load, sockets, (uid, gid), meeting, folder, is_upgrade=is_upgrade).run()
     except (RuntimeError, OSError) as error:  # the pid file: another gmux was faster
         sockets.close(is_last=not is_upgrade)
         raise StartError(str(error)) from None

@@ -18,20 +18,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from gevent import get_hub
 
+from gmux import net
 from gmux.errors import StartError
+from gmux.folder import TOUCH_INTERVAL, Folder
 
 READ = 1
 
 #: In each name: gmux of another form of messages does not find the mailbox, and does without.
-FORM = "m1"
+FORM = "m2"
 
 MAX_MESSAGE = 4096
 
-#: A slot with its connection; a client is one.
+#: A connection with its slot; a client is one.
 MAX_DESCRIPTORS = 2
 ANCILLARY_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
 
@@ -53,33 +56,72 @@ class Sent(Enum):
 class Mailbox:
     """One that others may send to, under `name`. Made before a fork, it is the child's once the parent closed it."""
 
-    def __init__(self, folder: Path, subject: str, owner: tuple[int, int] = (-1, -1)) -> None:
+    def __init__(self, folder: Folder, subject: str, owner: tuple[int, int] = (-1, -1)) -> None:
         """Raises StartError. `owner` are the user and group of those who use it; -1: this one."""
+        self._folder = folder
         self._subject = subject
+        self._owner = owner
         self.name = f"{subject}.{FORM}.{secrets.token_hex(4)}"
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.setblocking(False)
+        self._path = folder.at / self.name
         self._watcher: Any = None
-        self._number = -1
+        self._touched = monotonic()
         try:
-            self._number = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            # The name of a socket has a limit that the name of the folder may come close to.
-            self._folder = Path(f"/proc/self/fd/{self._number}")
-            # Whatever the umask, and before others can find it.
-            os.fchmod(self._sock.fileno(), 0o600)
-            self._sock.bind(str(self._folder / self.name))
-            if owner != (-1, -1):
-                # The folder is the owner's, who may have put a link in its place.
-                os.chown(self._folder / self.name, *owner, follow_symlinks=False)
+            self._sock, self._file = self._bind()
         except OSError as error:
-            self.close_copy()
-            raise StartError(f"cannot use the runtime folder {folder}: {error.strerror}") from None
+            raise StartError(f"cannot use the runtime folder {folder.path}: {error.strerror}") from None
+
+    def _bind(self) -> tuple[socket.socket, net.SocketFile]:
+        """A socket of this name, and its file. Raises OSError."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            # Whatever the umask, and before others can find it.
+            os.fchmod(sock.fileno(), 0o600)
+            sock.bind(str(self._path))
+            if self._owner != (-1, -1):
+                # The folder is the owner's, who may have put a link in its place.
+                os.chown(self._path, *self._owner, follow_symlinks=False)
+            return sock, net.SocketFile(str(self._path))
+        except BaseException:
+            sock.close()
+            raise
 
     def open(self, received: Received) -> None:
         """Call `received` from the loop for each message, whose descriptors are its own then; it must not switch."""
         self._received = received
+        self._start_reading()
+        self._folder.watch(self._look)
+
+    def _start_reading(self) -> None:
         self._watcher = get_hub().loop.io(self._sock.fileno(), READ)
         self._watcher.start(self._take)
+
+    def _stop_reading(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+    def _look(self) -> None:
+        """Be there again under the same name, if that was removed."""
+        try:
+            if self._file.is_there():
+                if monotonic() - self._touched >= TOUCH_INTERVAL:
+                    self._touched = monotonic()
+                    os.utime(self._path, follow_symlinks=False)
+                return
+            self._path.unlink(missing_ok=True)
+            sock, file = self._bind()
+        except OSError as error:
+            self._folder.warn(f"the mailbox {self.name} was removed, and cannot be made again ({error.strerror})")
+            return
+        # Nobody finds the old one any more, but it may hold messages.
+        self._take(sys.maxsize)
+        self._stop_reading()
+        self._sock.close()
+        self._sock, self._file = sock, file
+        self._start_reading()
+        self._folder.warn(f"the mailbox {self.name} was removed, and is there again")
 
     def _take(self, most: int = MAX_AT_ONCE) -> None:
         for _ in range(most):
@@ -99,13 +141,13 @@ class Mailbox:
 
     def peers(self) -> list[str]:
         """The names of the others with this subject."""
-        return [path.name for path in self._folder.glob(f"{self._subject}.{FORM}.*") if path.name != self.name]
+        return [path.name for path in self._folder.at.glob(f"{self._subject}.{FORM}.*") if path.name != self.name]
 
     def send(self, peer: str, message: Message, descriptors: Sequence[int] = ()) -> Sent:
         """Send to the mailbox of that name, with descriptors that stay open here."""
         if "/" in peer:
             return Sent.GONE  # no mailbox has such a name
-        path = str(self._folder / peer)
+        path = str(self._folder.at / peer)
         # Not `socket.send_fds`, which forgets the address.
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         try:
@@ -120,8 +162,9 @@ class Mailbox:
 
     def hide(self) -> None:
         """Others do not find it any more."""
-        with suppress(OSError):
-            (self._folder / self.name).unlink()
+        if self._watcher is not None:
+            self._folder.unwatch(self._look)
+        self._file.remove()
 
     def leave(self) -> None:
         """Take what was sent, and no more: nothing is lost when it is closed then."""
@@ -131,21 +174,18 @@ class Mailbox:
     def close_copy(self) -> None:
         """Let go of it behind a fork: it is the other process's."""
         self._sock.close()
-        if self._number >= 0:
-            os.close(self._number)
-            self._number = -1
 
     def close(self) -> None:
         self.hide()
-        if self._watcher is not None:
-            self._watcher.stop()
-            self._watcher.close()
+        self._stop_reading()
         self.close_copy()
 
 
-def sweep(folder: Path) -> None:
-    """Remove the mailboxes of processes that were killed. Raises StartError."""
+def sweep(path: Path) -> None:
+    """Remove the mailboxes of processes that were killed from the folder. Raises StartError."""
+    folder = Folder(path)
     sweeper = Mailbox(folder, "sweeper")
-    for path in folder.glob(f"*.{FORM}.*"):
-        sweeper.send(path.name, {})
+    for mailbox in path.glob(f"*.{FORM}.*"):
+        sweeper.send(mailbox.name, {})
     sweeper.close()
+    folder.close()

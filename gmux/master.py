@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from gunicorn import util
@@ -21,7 +22,7 @@ from setproctitle import setproctitle
 
 from gmux import net, systemd
 from gmux.config import RouteConfig, ServiceConfig
-from gmux.errors import ConfigErrors, GmuxError
+from gmux.errors import ConfigErrors, GmuxError, StartError
 from gmux.listening import HANDED_OVER, Held, Listening
 from gmux.logs import LOGGER, reopen, route_logger
 
@@ -96,6 +97,9 @@ class Service(Protocol):
     #: Where gmux was started, and where the master of an upgrade starts.
     folder: str
 
+    def keep_folder(self) -> None:
+        """Make the runtime folder again when it was removed. Raises StartError."""
+
     def read_again(self) -> tuple[ServiceConfig, list[Held]]:
         """The configuration as it is now, and the sockets for it. Raises GmuxError; then nothing is changed."""
 
@@ -126,6 +130,9 @@ class Master(Arbiter):  # type: ignore[misc]
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         self._watchdog.beat()
+        # Workers of another user cannot make it, and say so.
+        with suppress(StartError):
+            self.app.keep_folder()
         signals: list[int] = super().wait_for_signals(min(timeout, self._watchdog.interval or timeout))
         if self._is_incomplete and signal.SIGHUP not in signals:
             signals.append(signal.SIGHUP)

@@ -423,6 +423,11 @@ class Pool:
     def _add(self, slot: Slot, sock: socket.socket) -> Upstream:
         """A connected socket becomes one of the pool's connections. Raises ConnectError."""
         try:
+            sock = slot.above(sock)
+        except OSError as error:  # no descriptor left
+            sock.close()
+            raise ConnectError(f"cannot connect to the target {self._where}: {error.strerror}") from None
+        try:
             upstream = self._wrap(sock)
         except OSError as error:  # it has ended before it could be named
             sock.close()
@@ -535,6 +540,15 @@ class Pool:
         else:
             self._next(upstream)
         return True
+
+    def revoke(self, slot: Slot) -> None:
+        for upstream, held in self._upstreams.items():
+            if held is slot:
+                upstream.is_retired = True  # it is no sign of a target that is down
+                upstream.fail(UpstreamClosed("its slot is another gmux's, as its file was removed"))
+                # Not in good order: for each moment more there is one too many.
+                upstream.abort()
+                return
 
     def _wrap(self, sock: socket.socket) -> Upstream:
         """The connection over a connected socket. Raises OSError when that has ended already."""

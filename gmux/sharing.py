@@ -21,15 +21,17 @@ import socket
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
 
+from gmux.errors import ConnectError, StartError
+from gmux.folder import Folder
 from gmux.mailbox import Mailbox, Message, Sent
-from gmux.slots import Ask, FileSlot, Grant, Lender, Slot, SlotFiles, Slots, State
+from gmux.slot_files import FileSlot, Process, SlotFiles
+from gmux.slots import Ask, Grant, Lender, Slot, Slots, State
 
 #: Seconds between two looks for a slot while requests wait, and while a connection is only to be kept.
 RETRY_INTERVAL = 0.02
@@ -48,9 +50,10 @@ SLICE = 0.05
 class SharedSlots(Slots):
     """The slots of one budget, shared with all who have the same runtime folder."""
 
-    def __init__(self, folder: Path, budget: str, size: int, kind: str, log: logging.Logger) -> None:
+    def __init__(self, folder: Folder, budget: str, size: int, kind: str, log: logging.Logger) -> None:
         """`kind` is the same for pools that have use for each other's open connections. Raises StartError."""
-        self._files = SlotFiles(folder, budget, size)
+        self._folder = folder
+        self._files = SlotFiles(folder.path, budget, size)
         self._kind = kind
         self._log = log
         self._mailbox = Mailbox(folder, self._files.name)
@@ -68,8 +71,13 @@ class SharedSlots(Slots):
     def open(self, lender: Lender) -> None:
         self._lender = lender
         self._mailbox.open(self._received)
+        self._folder.watch(self._look)
+
+    def _look(self) -> None:
+        self._files.look(self._folder.warn, self._lender.revoke)
 
     def close(self) -> None:
+        self._folder.unwatch(self._look)
         # What is on its way here is closed in good order, and not by the kernel in whatever order.
         self._mailbox.leave()
         self._mailbox.close()
@@ -79,7 +87,7 @@ class SharedSlots(Slots):
 
     def acquire(self) -> Grant | None:
         if not self._waiters:
-            slot = self._files.take()
+            slot = self._take()
             if slot is not None:
                 return Grant(slot)
         waiter = AsyncResult()
@@ -99,6 +107,14 @@ class SharedSlots(Slots):
             raise
         return grant
 
+    def _take(self) -> FileSlot | None:
+        """A free slot, of a folder that is there. Raises ConnectError."""
+        try:
+            self._folder.mend()
+        except StartError as error:
+            raise ConnectError(str(error)) from None
+        return self._files.take()
+
     def hurry(self) -> None:
         if self._is_at_leisure:
             self._is_at_leisure = False
@@ -114,7 +130,7 @@ class SharedSlots(Slots):
                     self._waiters.pop().set(None)
                     continue
                 try:
-                    slot = self._files.take()
+                    slot = self._take()
                 except Exception as error:  # of the folder: who waits makes the best of it
                     self._waiters.popleft().set_exception(error)
                     continue
@@ -127,7 +143,7 @@ class SharedSlots(Slots):
                 elif not is_told and monotonic() - begin >= TELL_AFTER:
                     is_told = True
                     self._log.info("waiting for a connection to the target held by %s", self._files.holders())
-                interval = RETRY_INTERVAL if need else KEEP_INTERVAL
+                interval = RETRY_INTERVAL if need or self._files.is_one_ending else KEEP_INTERVAL
                 self._ask(need, interval)
                 self._is_at_leisure = not need
                 self._wake.clear()
@@ -141,6 +157,7 @@ class SharedSlots(Slots):
             "held": len(self._files),
             "need": min(need, len(self._waiters)),
             "kind": self._kind,
+            "process": str(self._files.process),
             "valid": 2 * interval,
         }
         for peer in self._mailbox.peers():
@@ -190,9 +207,15 @@ class SharedSlots(Slots):
 
     def give(self, ask: Ask, slot: Slot, sock: socket.socket | None = None, used: int = 0) -> bool:
         assert isinstance(slot, FileSlot)
+        if not slot.is_in_place():
+            return False  # it is no slot until it is mended
         message = {"slot": slot.path.name, "used": used}
-        descriptors = [slot.descriptor] if sock is None else [slot.descriptor, sock.fileno()]
+        # Of a message that nobody reads any more the kernel drops the first one first, and the lock must be the last.
+        descriptors = [slot.descriptor] if sock is None else [sock.fileno(), slot.descriptor]
+        # Should the receiver die with the message unread, the next to take the slot waits for that one, not for this.
+        slot.sign(ask.process)
         if self._mailbox.send(ask.peer, message, descriptors) is not Sent.DONE:
+            slot.sign_back()
             return False
         slot.let_go()
         self._since = monotonic()
@@ -202,14 +225,22 @@ class SharedSlots(Slots):
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
         match message:
-            case {"slot": str(name), "used": int(used)} if self._files.has(name, descriptors):
-                slot = self._files.hold(self._files.folder / name, descriptors[0])
+            case {"slot": str(name), "used": int(used)} if descriptors and self._files.has(name, descriptors[-1]):
+                slot = self._files.hold(self._files.folder / name, descriptors[-1])
                 self._since = monotonic()
-                self._use(Grant(slot, socket.socket(fileno=descriptors[1]) if descriptors[1:] else None, used))
+                self._use(Grant(slot, socket.socket(fileno=descriptors[0]) if descriptors[1:] else None, used))
                 return
-            case {"ask": str(peer), "held": int(held), "need": int(need), "kind": str(kind), "valid": float(valid)}:
-                self._asks[peer] = Ask(peer, held, need, kind), monotonic() + valid
+            case {
+                "ask": str(peer),
+                "held": int(held),
+                "need": int(need),
+                "kind": str(kind),
+                "process": str(process),
+                "valid": float(valid),
+            } if Process.parse(process):
+                self._asks[peer] = Ask(peer, held, need, kind, process), monotonic() + valid
                 self._lender.lend()
+        # A connection before its slot.
         for descriptor in descriptors:
             os.close(descriptor)
 

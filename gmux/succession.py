@@ -12,15 +12,15 @@ import os
 import random
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
+from gmux.folder import Folder
 from gmux.mailbox import Mailbox, Message, Sent
 
 
 class Succession:
     """Of one listening socket. Made before the fork: what is sent to a worker waits for it to begin."""
 
-    def __init__(self, folder: Path, listening: socket.socket, owner: tuple[int, int]) -> None:
+    def __init__(self, folder: Folder, listening: socket.socket, owner: tuple[int, int]) -> None:
         """Raises StartError."""
         self._mailbox = Mailbox(folder, f"listener-{os.fstat(listening.fileno()).st_ino}", owner)
 

@@ -21,6 +21,7 @@ from gunicorn.workers.base import Worker
 from gmux import logs, net, samples
 from gmux.access import AccessLog
 from gmux.config import RouteConfig, ServiceConfig, budget_name
+from gmux.folder import Folder
 from gmux.logs import LOGGER
 from gmux.route import Route
 from gmux.sharing import SharedSlots
@@ -39,12 +40,14 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         super().__init__(*args)
         # Before the fork: a worker that drains as soon as this one exists must find it.
         owner = (self.cfg.uid, self.cfg.gid) if os.geteuid() == 0 else (-1, -1)
-        self._successions = [Succession(self.app.runtime_dir, sock, owner) for sock in self.sockets]
+        self._folder = Folder(self.app.runtime_dir)
+        self._successions = [Succession(self._folder, sock, owner) for sock in self.sockets]
 
     def close_copies(self) -> None:
         """What the master has of a worker behind the fork would keep it alive for others."""
         for succession in self._successions:
             succession.close_copy()
+        self._folder.close()
 
     def init_process(self) -> None:
         gevent.reinit()
@@ -108,9 +111,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
             keeper = Slots()
         else:
             target = config.target
-            keeper = SharedSlots(
-                self.app.runtime_dir, budget_name(config), config.pool_size, _kind_of_connections(config), log
-            )
+            keeper = SharedSlots(self._folder, budget_name(config), config.pool_size, _kind_of_connections(config), log)
         return Route(config, service, listening, target, keeper, spinner, log, succession, access=self._access)
 
     def run(self) -> None:

@@ -8,6 +8,7 @@ from time import monotonic
 
 import pytest
 
+from gmux.folder import Folder
 from gmux.sharing import SharedSlots
 from tests.support.clients import Client
 from tests.support.framing import HTTP
@@ -102,7 +103,9 @@ def test_connection_of_which_the_target_said_something_is_not_handed_to_another_
     with Target((says(said),), framing=HTTP) as target, ExitStack() as stack:
         services = [
             stack.enter_context(
-                serving(target, SharedSlots(tmp_path, "target", 1, "kind", logging.getLogger("gmux")), pool_min="0")
+                serving(
+                    target, SharedSlots(Folder(tmp_path), "target", 1, "kind", logging.getLogger("gmux")), pool_min="0"
+                )
             )
             for _ in range(2)
         ]

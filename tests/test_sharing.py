@@ -21,8 +21,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from iso8583.specs import default_ascii
 
+from gmux.folder import Folder
+from gmux.mailbox import FORM
 from gmux.sharing import KEEP_INTERVAL, SLICE, SharedSlots
-from gmux.slots import Grant, State
+from gmux.slot_files import Process
+from gmux.slots import Ask, Grant, Slot, State
 from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client, tagged
 from tests.support.framing import MPU
@@ -38,7 +41,8 @@ class Borrower:
     """A pool as the keeper of its slots knows it, with connections to nowhere."""
 
     def __init__(self, folder: Path, size: int = 1, kind: str = "kind") -> None:
-        self.slots = SharedSlots(folder, TARGET, size, kind, LOG)
+        self.folder = Folder(folder)
+        self.slots = SharedSlots(self.folder, TARGET, size, kind, LOG)
         self.idle: list[Grant] = []
         self.requests = 0
         self.kept = 0
@@ -72,6 +76,13 @@ class Borrower:
         self.idle.append(Grant(grant.slot, sock, grant.used + 1))
         return True
 
+    def revoke(self, slot: Slot) -> None:
+        for grant in self.idle:
+            if grant.slot is slot:
+                self.idle.remove(grant)
+                grant.give_back()
+                return
+
     def ask(self, requests: int = 1) -> None:
         """So many requests wait that are answered as soon as there is a connection for each."""
         self.requests += requests
@@ -97,13 +108,14 @@ class Borrower:
         gevent.killall(self.jobs)
         while self.idle:
             self.drop()
+        self.folder.close()
 
 
 def locked(folder: Path) -> int:
     """The slots that are held, by whomever."""
     total = 0
     for path in folder.glob("*.[0-9]*"):
-        if ".m1." in path.name:
+        if f".{FORM}." in path.name:
             continue
         try:
             descriptor = os.open(path, os.O_RDWR)
@@ -250,6 +262,43 @@ def test_message_of_another_form_is_ignored(borrowers):
     holding(second)
 
 
+def test_slot_on_its_way_names_who_gets_it(borrowers):
+    """Should that one die with it unread, the next to take the slot waits for it to be gone."""
+    first, second = holding(borrowers()), borrowers()
+    grant = first.idle.pop()
+    asker = str(Process(os.getppid()))
+    path = grant.slot.path
+    assert first.slots.give(Ask("no-such-mailbox", 0, 1, "", asker), grant.slot) is False
+    assert path.read_text() == f"{Process.this()}\n"
+    assert first.slots.give(Ask(second.slots._mailbox.name, 0, 1, "", asker), grant.slot, grant.sock)
+    assert path.read_text() == f"{asker}\n"
+    grant.sock.close()
+    wait_until(lambda: second.idle)
+    assert path.read_text() == f"{Process.this()}\n"
+
+
+def test_ask_says_which_process_it_is_from(borrowers):
+    first, second = holding(borrowers()), borrowers()
+    first.lends = False
+    second.ask()
+    wait_until(first.slots.has_asks)
+    ((ask, _),) = first.slots._asks.values()
+    assert ask.process == str(Process.this())
+    first.drop()
+    wait_until(lambda: second.idle)
+
+
+def test_slot_of_a_process_that_dies_is_had_soon_though_only_a_connection_is_to_be_kept(borrowers, monkeypatch):
+    monkeypatch.setattr("gmux.sharing.KEEP_INTERVAL", 3600)
+    borrower = borrowers()
+    borrower.slots._files._paths[0].write_text(str(Process(os.getppid())))
+    borrower.kept = 1
+    borrower.jobs.append(gevent.spawn(borrower._get))
+    gevent.sleep(0)
+    assert not borrower.idle
+    wait_until(lambda: borrower.idle)
+
+
 # With pools that are real.
 
 
@@ -260,7 +309,7 @@ def sharing(folder: Path, target: Target, *pools: dict[str, str]):
             stack.enter_context(
                 serving(
                     target,
-                    SharedSlots(folder, "target", int(pool.get("pool_size", "1")), pool.pop("kind", ""), LOG),
+                    SharedSlots(Folder(folder), "target", int(pool.get("pool_size", "1")), pool.pop("kind", ""), LOG),
                     **{"pool_min": "0"} | pool,
                 )
             )
@@ -280,6 +329,29 @@ def ask_all(services, answers: int) -> None:
                 answered[number] += 1
 
     gevent.joinall([gevent.spawn(run, number) for number in range(len(answered))], raise_error=True)
+
+
+def test_descriptor_of_a_connection_is_above_that_of_its_slot(tmp_path):
+    """The kernel closes those of a dying process from the highest down."""
+    with Target(limit=1) as target, sharing(tmp_path, target, {}, {}) as services:
+        acquire = services[0].slots.acquire
+
+        def acquire_above_a_hole() -> Grant | None:
+            # A client that leaves while the connection is made: its number is the next to be used.
+            client = os.open(os.devnull, os.O_RDONLY)
+            try:
+                return acquire()
+            finally:
+                os.close(client)
+
+        services[0].slots.acquire = acquire_above_a_hole
+        for number in range(6):
+            service = services[number % 2]
+            with Client(service.address) as client:
+                assert client.ask(b"request") == b"request"
+            ((upstream, slot),) = service.pool._upstreams.items()
+            assert upstream.sock.fileno() > slot.descriptor
+        assert target.accepted == 1
 
 
 @pytest.mark.parametrize(
@@ -413,6 +485,8 @@ class Sharing(RuleBasedStateMachine):
         """All that the kernel does: descriptors are closed, and names stay."""
         pool = data.draw(st.sampled_from(self.pools))
         self.pools.remove(pool)
+        for look in list(pool.folder._looks):
+            pool.folder.unwatch(look)
         pool.slots._mailbox._watcher.stop()
         pool.slots._mailbox._sock.close()
         pool.lends = False

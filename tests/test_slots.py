@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gmux import slots
+from gmux import folder, slot_files
 from gmux.errors import ConnectError, StartError
-from gmux.slots import SlotFiles, runtime_dir
+from gmux.folder import runtime_dir
+from gmux.slot_files import DEATH_TIMEOUT, FileSlot, Process, SlotFiles
+from tests.support.service import ROOT
 
 TARGET = "10.0.0.1:8583"
 
 HOLDER = """
 import sys
 from pathlib import Path
-from gmux.slots import SlotFiles
+from gmux.slot_files import SlotFiles
 
 held = SlotFiles(Path(sys.argv[1]), sys.argv[2], 1).take()
 print("held", flush=True)
@@ -151,6 +158,206 @@ def test_slot_file_removed_while_it_was_opened_is_not_taken_for_the_slot(tmp_pat
     files.take().release()
 
 
+# The order in which a dying process lets go.
+
+
+def died(path: Path, holder: str) -> Path:
+    """The file of a slot whose owner did not give it back."""
+    path.write_text(holder)
+    return path
+
+
+@pytest.mark.parametrize("order", ["unordered", "ordered", "threaded", "unread"])
+def test_killed_process_its_connection_has_ended_before_its_slot_is_taken(order):
+    assert early_takes(order, "gmux", 100) == 0
+
+
+@pytest.mark.parametrize("order", ["ordered", "unread"])
+def test_killed_process_its_lock_outlives_its_connection(order):
+    assert early_takes(order, "bare", 200) == 0
+
+
+def test_killed_process_with_a_connection_below_its_slot_its_lock_is_free_first():
+    """Or the two tests above could not fail."""
+    assert early_takes("unordered", "bare", 400) > 0
+
+
+def early_takes(order: str, how: str, rounds: int) -> int:
+    words = [sys.executable, "-m", "tests.support.dying", order, how, str(rounds)]
+    return int(subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=60).stdout)
+
+
+def test_connection_below_its_slot_is_put_above_it_and_stays_the_same(tmp_path):
+    left, right = socket.socketpair()
+    left.setblocking(False)
+    slot = SlotFiles(tmp_path, TARGET, 1).take()
+    below = left.fileno()
+    assert below < slot.descriptor
+    above = slot.above(left)
+    assert above.fileno() > slot.descriptor
+    assert left.fileno() < 0
+    assert not above.get_inheritable()
+    assert above.gettimeout() == 0
+    above.send(b"x")
+    assert right.recv(1) == b"x"
+    assert slot.above(above) is above
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(below)
+    above.close()
+    right.close()
+    slot.release()
+
+
+def test_slot_of_a_process_that_lives_on_is_taken_after_a_second(tmp_path, holder):
+    """Its number may be one of another container; what is known is that nobody has the lock."""
+    holder.send_signal(signal.SIGSTOP)
+    path = SlotFiles(tmp_path, "other", 1)._paths[0]
+    died(path, f"{holder.pid} {started(holder.pid)}\n")
+    files = SlotFiles(tmp_path, "other", 1)
+    begin = monotonic()
+    while (slot := files.take()) is None:
+        assert files.is_one_ending
+        assert monotonic() - begin < 10
+    assert DEATH_TIMEOUT <= monotonic() - begin < DEATH_TIMEOUT + 1
+    assert not files.is_one_ending
+    slot.release()
+
+
+def test_slot_of_a_process_that_dies_twice_is_waited_for_twice(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr(slot_files, "DEATH_TIMEOUT", 0.05)
+    files = SlotFiles(tmp_path, "other", 1)
+    path = died(files._paths[0], str(holder.pid))
+    assert files.take() is None
+    sleep(0.12)  # nobody looked
+    assert files.take() is None
+    sleep(0.06)
+    files.take().release()
+    died(path, str(holder.pid))
+    assert files.take() is None
+
+
+def started(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+@pytest.mark.parametrize("who", ["nobody", "garbage", "binary", "self", "reused", "zombie", "ended"])
+def test_slot_file_of_nobody_who_lives_is_taken_at_once(tmp_path, who):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    if who == "ended":
+        child.wait()
+    texts = {
+        "nobody": b"",
+        "garbage": b"nobody's\n",
+        "binary": b"\xff\xfe\xc2\xb2",
+        "self": b"%d %b\n" % (os.getpid(), started(os.getpid()).encode()),
+        "reused": b"%d 1\n" % os.getppid(),
+    }
+    files = SlotFiles(tmp_path, TARGET, 1)
+    files._paths[0].write_bytes(texts.get(who, b"%d\n" % child.pid))
+    slot = files.take()
+    child.wait()
+    assert slot is not None
+    assert slot.path.read_text() == f"{os.getpid()} {started(os.getpid())}\n"
+    slot.release()
+
+
+def test_slot_of_a_larger_pool_whose_owner_is_dying_counts(tmp_path, holder):
+    files = SlotFiles(tmp_path, "other", 1)
+    path = died(tmp_path / f"{files.name}.1", str(holder.pid))
+    held = SlotFiles(tmp_path, "other", 1)
+    assert held.take() is None
+    holder.kill()
+    holder.wait()
+    held.take().release()
+    path.unlink()
+
+
+def test_holders_of_an_older_gmux_are_named_too(tmp_path):
+    files = SlotFiles(tmp_path, TARGET, 2)
+    for path, text in zip(files._paths, ["123\n", "45 678\n"], strict=True):
+        path.write_text(text)
+    assert files.holders() == "another gmux, process 45, process 123"
+
+
+@given(st.one_of(st.builds(Process, st.integers(0), st.just("") | st.integers(0).map(str)), st.text()))
+def test_process_is_read_as_it_was_written(thing):
+    if isinstance(thing, Process):
+        assert Process.parse(str(thing)) == thing
+    else:
+        Process.parse(thing)
+
+
+# Files that are removed by others.
+
+
+def look(files: SlotFiles) -> tuple[list[str], list[FileSlot]]:
+    """What a look warns of, and the slots that are lost."""
+    said: list[str] = []
+    lost: list[FileSlot] = []
+    files.look(said.append, lost.append)
+    return said, lost
+
+
+def test_file_that_was_removed_is_there_again_and_locked(tmp_path):
+    files = SlotFiles(tmp_path, TARGET, 1)
+    slot = files.take()
+    number = slot.descriptor
+    assert look(files) == ([], [])
+    slot.path.unlink()
+    assert look(files) == ([f"the slot file {slot.path} was removed, and is there again"], [])
+    assert look(files) == ([], [])
+    assert slot.descriptor == number
+    assert not os.get_inheritable(number)
+    others = SlotFiles(tmp_path, TARGET, 1)
+    assert others.take() is None
+    assert others.holders() == f"another gmux, process {os.getpid()}"
+    slot.release()
+    others.take().release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_is_anothers_by_now_is_lost_and_stays_when_it_is_released(tmp_path):
+    files, others = SlotFiles(tmp_path, TARGET, 1), SlotFiles(tmp_path, TARGET, 1)
+    slot = files.take()
+    slot.path.unlink()
+    taken = others.take()
+    said, lost = look(files)
+    assert lost == [slot]
+    assert "another gmux has the slot" in said[0]
+    slot.release()
+    assert len(files) == 0
+    assert taken.is_in_place()
+    assert files.take() is None
+    taken.release()
+
+
+def test_file_that_cannot_be_made_again_is_told_and_tried_again(tmp_path):
+    (tmp_path / "slots").mkdir()
+    files = SlotFiles(tmp_path / "slots", TARGET, 1)
+    slot = files.take()
+    shutil.rmtree(tmp_path / "slots")
+    said, lost = look(files)
+    assert (len(said), lost) == (1, [])
+    assert "cannot be made again (No such file or directory)" in said[0]
+    (tmp_path / "slots").mkdir()
+    look(files)
+    assert slot.is_in_place()
+    slot.release()
+
+
+def test_file_that_is_held_does_not_age(tmp_path, monkeypatch):
+    files = SlotFiles(tmp_path, TARGET, 1)
+    slot = files.take()
+    os.utime(slot.path, (0, 0))
+    look(files)
+    assert slot.path.stat().st_mtime == 0  # not each time
+    monkeypatch.setattr(slot_files, "TOUCH_INTERVAL", 0)
+    look(files)
+    assert slot.path.stat().st_mtime > 0
+    slot.release()
+
+
 # The runtime folder.
 
 
@@ -162,7 +369,7 @@ def usual_dir() -> Path:
 def base(monkeypatch, tmp_path):
     """The folder in which the runtime folder `gmux` is made, also where the tests run as root."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(slots, "Path", lambda *p: tmp_path / "gmux" if p == ("/run/gmux",) else Path(*p))
+    monkeypatch.setattr(folder, "Path", lambda *p: tmp_path / "gmux" if p == ("/run/gmux",) else Path(*p))
     return tmp_path
 
 
@@ -199,11 +406,11 @@ def test_runtime_folder_of_another_user_is_refused(base, monkeypatch):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder for another user")
 def test_runtime_folder_for_workers_of_another_user_is_theirs(tmp_path):
-    folder = runtime_dir(str(tmp_path / "run"), 4321, 4322)
-    assert (folder.stat().st_uid, folder.stat().st_gid, folder.stat().st_mode & 0o777) == (4321, 4322, 0o700)
-    assert runtime_dir(str(folder), 4321, 4322) == folder
+    path = runtime_dir(str(tmp_path / "run"), 4321, 4322)
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (4321, 4322, 0o700)
+    assert runtime_dir(str(path), 4321, 4322) == path
     with pytest.raises(StartError, match="it belongs to user 4321, not 0"):
-        runtime_dir(str(folder), 0, 0)
+        runtime_dir(str(path), 0, 0)
 
 
 def test_runtime_folder_that_was_named_is_used_and_made(base, tmp_path):

@@ -12,6 +12,7 @@ from gevent.lock import Semaphore
 
 from gmux import mailbox, net
 from gmux.errors import StartError
+from gmux.folder import Folder
 from gmux.mailbox import Mailbox, Sent, sweep
 from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client, tagged
@@ -23,9 +24,18 @@ from tests.support.wait import wait_until
 
 @pytest.fixture
 def shared(tmp_path):
+    folder = Folder(tmp_path)
     with net.listen(("127.0.0.1", 0)) as listening:
-        yield Shared(listening, tmp_path)
+        yield Shared(listening, folder)
     assert list(tmp_path.iterdir()) == []
+    folder.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = Folder(tmp_path)
+    yield folder
+    folder.close()
 
 
 class Pair:
@@ -240,10 +250,10 @@ def test_clients_beyond_the_limit_of_the_successor_are_refused(shared):
 # The mailbox itself.
 
 
-def test_message_and_descriptors_arrive(tmp_path):
+def test_message_and_descriptors_arrive(tmp_path, folder):
     got: list = []
-    one, two = Mailbox(tmp_path, "subject"), Mailbox(tmp_path, "subject")
-    other = Mailbox(tmp_path, "other")
+    one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
+    other = Mailbox(folder, "other")
     two.open(lambda message, descriptors: got.append((message, descriptors)))
     assert one.peers() == [two.name]
     left, right = socket.socketpair()
@@ -261,8 +271,8 @@ def test_message_and_descriptors_arrive(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_mailbox_that_is_full_takes_no_more_until_it_is_read(tmp_path):
-    one, two = Mailbox(tmp_path, "subject"), Mailbox(tmp_path, "subject")
+def test_mailbox_that_is_full_takes_no_more_until_it_is_read(folder):
+    one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
     sent = 0
     while one.send(two.name, {"n": sent}) is Sent.DONE:
         sent += 1
@@ -274,8 +284,8 @@ def test_mailbox_that_is_full_takes_no_more_until_it_is_read(tmp_path):
     two.close()
 
 
-def test_mailbox_of_a_process_that_was_killed_is_removed_by_who_finds_it(tmp_path):
-    one, two, three = (Mailbox(tmp_path, "subject") for _ in range(3))
+def test_mailbox_of_a_process_that_was_killed_is_removed_by_who_finds_it(tmp_path, folder):
+    one, two, three = (Mailbox(folder, "subject") for _ in range(3))
     two.close_copy()
     three.close_copy()
     assert one.send(two.name, {}) is Sent.GONE
@@ -287,8 +297,8 @@ def test_mailbox_of_a_process_that_was_killed_is_removed_by_who_finds_it(tmp_pat
     assert one.send(one.name, {}) is not Sent.DONE
 
 
-def test_mailbox_that_is_left_has_given_all_that_was_sent(tmp_path):
-    one, two = Mailbox(tmp_path, "subject"), Mailbox(tmp_path, "subject")
+def test_mailbox_that_is_left_has_given_all_that_was_sent(folder):
+    one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
     got: list = []
     two.open(lambda message, descriptors: got.append(message))
     assert one.send(two.name, {"n": 1}) is Sent.DONE
@@ -323,29 +333,31 @@ def test_client_that_comes_as_its_new_process_drains_too_is_not_lost(shared):
 
 
 def test_runtime_folder_may_have_a_long_name(tmp_path):
-    folder = tmp_path / ("x" * 200)
-    folder.mkdir()
+    path = tmp_path / ("x" * 200)
+    path.mkdir()
+    folder = Folder(path)
     one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
     assert one.send(two.name, {}) is Sent.DONE
     one.close()
     two.close()
+    folder.close()
 
 
-def test_mailbox_in_a_folder_that_is_not_there_is_an_error(tmp_path):
+def test_folder_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(StartError, match="No such file or directory"):
-        Mailbox(tmp_path / "missing", "subject")
+        Folder(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc/passwd"])
-def test_name_that_is_no_name_of_a_mailbox_is_sent_nothing(tmp_path, name):
-    one = Mailbox(tmp_path, "subject")
+def test_name_that_is_no_name_of_a_mailbox_is_sent_nothing(folder, name):
+    one = Mailbox(folder, "subject")
     assert one.send(name, {}) is Sent.GONE
     one.close()
 
 
-def test_messages_beyond_one_turn_of_the_loop_are_taken_in_the_next(tmp_path, monkeypatch):
+def test_messages_beyond_one_turn_of_the_loop_are_taken_in_the_next(folder, monkeypatch):
     monkeypatch.setattr(mailbox, "MAX_AT_ONCE", 2)
-    one, two = Mailbox(tmp_path, "subject"), Mailbox(tmp_path, "subject")
+    one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
     for n in range(5):
         assert one.send(two.name, {"n": n}) is Sent.DONE
     got: list = []

@@ -14,6 +14,7 @@ from gevent import socket
 from gevent.lock import Semaphore
 from gevent.server import StreamServer
 
+from gmux.folder import Folder
 from gmux.sharing import SharedSlots
 from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE
 from tests.support.clients import Client, tagged
@@ -139,7 +140,7 @@ def test_budget_connect_timed_out_attempt_is_taken_back():
 def test_budget_two_processes_share_one_connection_target_sees_no_other(tmp_path):
     """Who has it hands it over to who needs it, as it is; so does a reload."""
     with Target() as target, ExitStack() as stack:
-        slots = [SharedSlots(tmp_path, "target", 1, "", LOG) for _ in range(2)]
+        slots = [SharedSlots(Folder(tmp_path), "target", 1, "", LOG) for _ in range(2)]
         old_life = stack.enter_context(ExitStack())
         old = old_life.enter_context(serving(target, slots[0]))
         old.wait_ready()
@@ -155,7 +156,7 @@ def test_budget_two_processes_share_one_connection_target_sees_no_other(tmp_path
 
 def test_budget_two_busy_processes_share_one_connection_take_turns(tmp_path):
     with Target() as target, ExitStack() as stack:
-        slots = [SharedSlots(tmp_path, "target", 1, "", LOG) for _ in range(2)]
+        slots = [SharedSlots(Folder(tmp_path), "target", 1, "", LOG) for _ in range(2)]
         services = [stack.enter_context(serving(target, s, pool_min="0")) for s in slots]
         answered = [0, 0]
 

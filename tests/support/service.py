@@ -20,6 +20,7 @@ from gevent.lock import BoundedSemaphore
 from gmux import net
 from gmux.access import AccessLog
 from gmux.client import Client
+from gmux.folder import Folder
 from gmux.pool import Pool
 from gmux.route import Route
 from gmux.slots import Grant, Slots
@@ -52,12 +53,15 @@ class MemorySlots(Slots):
     def release(self) -> None:
         self.free.release()
 
+    def above(self, sock: Any) -> Any:
+        return sock
+
 
 class Shared(NamedTuple):
     """What the processes of one service have in common."""
 
     listening: Any
-    folder: Path
+    folder: Folder
 
 
 class Service:

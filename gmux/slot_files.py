@@ -1,0 +1,278 @@
+"""The slots of one machine: each is an exclusive `flock` on a file in the runtime folder, `pool-size` for a budget.
+
+The kernel gives a lock back whatever becomes of its process, together with the sockets: a crash, a kill or a reload
+never leaves a slot behind and never lets a target see one connection too many. Two things see to the order in which it
+does. A dying process closes its descriptors from the highest down, so a connection's is above its slot's. And a slot
+that was released has no file, so a file that nobody has locked is of a process that died, which its taker waits for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from gmux.errors import ConnectError
+from gmux.folder import TOUCH_INTERVAL
+
+#: Seconds that are waited for a process that dies. Its number may be one of another container, where it says nothing.
+DEATH_TIMEOUT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process, told from a later one with its number by when it was started, in ticks since the machine was.
+
+    `start` is empty where it is not known, as in what an older gmux wrote.
+    """
+
+    pid: int
+    start: str = ""
+
+    @classmethod
+    def this(cls) -> Process:
+        return cls(os.getpid(), _read_stat(os.getpid())[19].decode())
+
+    @classmethod
+    def parse(cls, text: str) -> Process | None:
+        """Reads what `str` gives, and a number alone; None: neither."""
+        words = text.split()
+        if len(words) not in (1, 2) or not all(word.isascii() and word.isdecimal() for word in words):
+            return None
+        return cls(int(words[0]), *words[1:])
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.start}".rstrip()
+
+    def is_gone(self) -> bool:
+        """Whether it has closed all that it had open."""
+        try:
+            fields = _read_stat(self.pid)
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        except OSError:
+            return False
+        state, threads, start = fields[0], int(fields[17]), fields[19].decode()
+        if self.start and self.start != start:
+            return True
+        # The first thread may have ended before the others, and the last one closes.
+        return state in (b"Z", b"X") and threads <= 1
+
+
+def _read_stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on (proc(5)); the second may hold anything. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+
+
+class FileSlot:
+    """A slot that is held; `release` gives it back. `descriptor` has the lock, in whatever process it is open."""
+
+    def __init__(self, path: Path, descriptor: int, holder: Process, released: Callable[[FileSlot], None]) -> None:
+        self.path = path
+        self.descriptor = descriptor
+        self._holder = str(holder)
+        self._released = released
+        self.sign_back()
+
+    def sign(self, holder: str) -> None:
+        """Write down whose it is: for who finds the file unlocked, and for the log."""
+        text = f"{holder}\n".encode()
+        with suppress(OSError):  # no space left: the order of descriptors must do
+            os.pwrite(self.descriptor, text, 0)
+            os.ftruncate(self.descriptor, len(text))
+
+    def sign_back(self) -> None:
+        """Write down that it is this process's."""
+        self.sign(self._holder)
+
+    def above(self, sock: socket.socket) -> socket.socket:
+        """The same connection by a descriptor above the slot's; `sock` is closed if that is another. Raises OSError."""
+        if sock.fileno() > self.descriptor:
+            return sock
+        number = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, self.descriptor + 1)
+        moved = socket.socket(sock.family, sock.type, sock.proto, fileno=number)
+        moved.settimeout(sock.gettimeout())
+        sock.close()
+        return moved
+
+    def is_in_place(self) -> bool:
+        """Whether its file still has its name."""
+        return _is_at(self.descriptor, self.path)
+
+    def mend(self) -> bool:
+        """Lock a new file in place of one that was removed; false: another process has done so. Raises OSError."""
+        descriptor = _lock(self.path)
+        if descriptor is None:
+            return False
+        # The number stays, and with it the place below that of the connection.
+        os.dup2(descriptor, self.descriptor, inheritable=False)
+        os.close(descriptor)
+        self.sign_back()
+        return True
+
+    def release(self) -> None:
+        # While the lock is held nobody else's slot can be behind the name, unless the file was removed by hand. Who has
+        # the file open meets `_is_at`.
+        with suppress(OSError):
+            if self.is_in_place():
+                self.path.unlink()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """The lock is another process's, which has its own descriptor of it."""
+        os.close(self.descriptor)
+        self._released(self)
+
+
+class SlotFiles:
+    """The slots of one budget on this machine, and those of them that are held here."""
+
+    def __init__(self, folder: Path, budget: str, size: int) -> None:
+        self.name = hashlib.sha256(budget.encode()).hexdigest()[:16]
+        self.folder = folder
+        self.process = Process.this()
+        self._size = size
+        self._paths = [folder / f"{self.name}.{n}" for n in range(size)]
+        self._held: set[FileSlot] = set()
+        # Of a file that nobody has locked: who had it, and when it was first found so.
+        self._endings: dict[Path, tuple[Process, float]] = {}
+        self._touched = monotonic()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def is_one_ending(self) -> bool:
+        """Whether the last `take` found a slot that is free as soon as a process is gone."""
+        now = monotonic()
+        return any(now - since <= 2 * DEATH_TIMEOUT for _, since in self._endings.values())
+
+    def take(self) -> FileSlot | None:
+        """A free slot. Raises ConnectError."""
+        for path in self._paths:
+            try:
+                descriptor = _lock(path)
+            except OSError as error:
+                raise ConnectError(f"cannot take a slot, {path}: {error.strerror}") from None
+            if descriptor is None:
+                self._endings.pop(path, None)
+                continue
+            if self._is_ending(path, descriptor):
+                os.close(descriptor)
+                continue
+            slot = self.hold(path, descriptor)
+            if self._is_over():
+                slot.release()
+                return None
+            return slot
+        return None
+
+    def hold(self, path: Path, descriptor: int) -> FileSlot:
+        """The slot whose lock is in `descriptor`."""
+        slot = FileSlot(path, descriptor, self.process, self._held.discard)
+        self._held.add(slot)
+        return slot
+
+    def has(self, name: str, descriptor: int) -> bool:
+        """Whether `descriptor` is of the slot of that name."""
+        return name.startswith(self.name) and _is_at(descriptor, self.folder / name)
+
+    def look(self, warn: Callable[[str], None], lost: Callable[[FileSlot], None]) -> None:
+        """Put back the files that were removed of slots held here; `lost` is called with what is another's by now."""
+        is_time = monotonic() - self._touched >= TOUCH_INTERVAL
+        if is_time:
+            self._touched = monotonic()
+        for slot in tuple(self._held):
+            if slot not in self._held:
+                continue  # it went with another one
+            try:
+                if slot.is_in_place():
+                    if is_time:
+                        os.utime(slot.descriptor)
+                    continue
+                is_mended = slot.mend()
+            except OSError as error:
+                warn(f"the slot file {slot.path} was removed, and cannot be made again ({error.strerror})")
+                continue
+            if is_mended:
+                warn(f"the slot file {slot.path} was removed, and is there again")
+            else:
+                warn(f"the slot file {slot.path} was removed, and another gmux has the slot: a connection is closed")
+                lost(slot)
+
+    def _is_ending(self, path: Path, descriptor: int) -> bool:
+        """Whether the file is of a process that may still have its connection, and was not waited for long enough."""
+        last = Process.parse(os.pread(descriptor, 64, 0).decode(errors="replace"))
+        if last is None or last == self.process or last.is_gone():
+            self._endings.pop(path, None)
+            return False
+        now = monotonic()
+        known, since = self._endings.get(path, (last, now))
+        # What was found long ago was another death, or this process slept.
+        if known != last or now - since > 2 * DEATH_TIMEOUT:
+            since = now
+        self._endings[path] = last, since
+        if now - since < DEATH_TIMEOUT:
+            return True
+        del self._endings[path]
+        return False
+
+    def _is_over(self) -> bool:
+        """Whether more are taken than there shall be, as some of a larger pool are held from before a reload."""
+        paths = set(self.folder.glob(f"{self.name}.[0-9]*"))
+        beyond = paths.difference(self._paths)
+        return any(map(self._is_held, beyond)) and sum(map(self._is_held, paths)) > self._size
+
+    def _is_held(self, path: Path) -> bool:
+        try:
+            descriptor = _open(path, 0)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return self._is_ending(path, descriptor)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+
+    def holders(self) -> str:
+        """The processes that hold slots, for the log."""
+        holders = set()
+        for path in self._paths:
+            with suppress(OSError, UnicodeDecodeError):  # given back in this moment, or not written by gmux
+                if (process := Process.parse(path.read_text())) is not None:
+                    holders.add(process.pid)
+        return ", ".join(["another gmux", *(f"process {pid}" for pid in sorted(holders))])
+
+
+def _open(path: Path, flags: int) -> int:
+    return os.open(path, flags | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor of the file with its lock; None: another process has it. Raises OSError."""
+    descriptor = _open(path, os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    if not _is_at(descriptor, path):
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name: its last owner may have removed it before it was locked."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
