@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import random
 from contextlib import ExitStack, suppress
 
 import gevent
 import iso8583
 import pytest
+from iso8583.specs import default
 from iso8583.specs import default_ascii as SPEC
 
 from tests.support.clients import Client
@@ -182,6 +185,27 @@ def test_key_that_is_reserved_on_one_connection_goes_on_another():
         assert read(again.receive())["11"] == "000001"
 
 
+@pytest.mark.parametrize("bitmap", ["p", "1"])
+def test_bitmap_whose_length_is_written_wrongly_in_the_spec_gives_nobody_the_answer_of_another(bitmap, tmp_path):
+    """In hexadecimal digits, for one in binary. Eight bytes too far the time is where the number should be."""
+    spec = copy.deepcopy(default)
+    spec[bitmap]["max_len"] = 16
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(spec))
+
+    def write(mti: str, stan: int, time: str) -> bytes:
+        fields = {"11": f"{stan:06}", "12": time, "13": "1125", "41": f"TERM{stan:04}", "42": "M" * 15, "70": "001"}
+        return bytes(iso8583.encode(fields | {"t": mti}, spec)[0])
+
+    with Scene(spec=str(path)) as scene:
+        first, second = scene.ask(write("0200", 123, "153001"), write("0200", 124, "153002"))
+        # The host writes its own time: it is behind.
+        scene.host.say(1, write("0210", 124, "153001"))
+        scene.host.say(0, write("0210", 123, "153000"))
+        for client, terminal in ((first, "TERM0123"), (second, "TERM0124")):
+            assert iso8583.decode(client.receive(), spec)[0]["41"] == terminal
+
+
 @pytest.mark.parametrize("end", [close, reset])
 def test_connection_that_ends_fails_all_in_flight_and_none_is_sent_again(end):
     with Scene() as scene:
@@ -346,3 +370,18 @@ def test_every_answer_belongs_to_its_request_with_collisions_losses_late_answers
         assert target.peak <= int(size)
     assert sum(told.values()) == 600
     assert told["answered"] > 200
+
+
+def test_spec_whose_bitmap_has_another_max_len_gives_nobody_the_answer_of_another(tmp_path):
+    """pyiso8583 goes by the encoding alone. With max_len, number 000123 was read as 001125, as was another's."""
+    spec = {name: dict(field) for name, field in SPEC.items()}
+    spec["p"]["max_len"] = 8
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(spec))
+    with Scene(spec=str(file)) as scene:
+        requests = [message("0200", stan, terminal, f3="000000") for stan, terminal in [(123, 1), (124, 2), (125, 3)]]
+        clients = scene.ask(*requests)
+        for at in (2, 0, 1):
+            scene.host.answer(at)
+        for stan, client in zip((123, 124, 125), clients, strict=True):
+            assert read(client.receive())["11"] == f"{stan:06}"

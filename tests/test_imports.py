@@ -18,8 +18,9 @@ ROOT = Path(gmux.__file__).parent
 LAYERS = [
     ["gmux", "gmux.errors"],
     ["gmux.codecs"],
-    ["gmux.codecs._buffer", "gmux.codecs._card_data", "gmux.codecs._iso8583_key", "gmux.codecs.base"],
-    ["gmux.codecs._iso8583_identity", "gmux.codecs._iso8583_network"],
+    ["gmux.codecs._buffer", "gmux.codecs._card_data", "gmux.codecs._iso8583_identity", "gmux.codecs._iso8583_spec"],
+    ["gmux.codecs.base"],
+    ["gmux.codecs._iso8583_key", "gmux.codecs._iso8583_network"],
     ["gmux.codecs.framed"],
     ["gmux.codecs._http_head", "gmux.codecs._http_body"],
     ["gmux.codecs._http_rewriting"],

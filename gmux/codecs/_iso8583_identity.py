@@ -9,6 +9,7 @@ believed only where field 11 is there and all between the bitmap and its end are
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 #: A TPDU has five bytes and begins with one of these.
@@ -37,11 +38,11 @@ LEAD = 20
 
 class Identity(NamedTuple):
     """`kind` is the same for a request and its answer: 020 for 0200, 0201 and 0210. `key` has the fields that the two
-    have in common, as they stand in the message: field 11. What is empty is not there or cannot be read."""
+    must have in common, mostly 11, by number and as the message has them; those that are there and could be read."""
 
     kind: str
     is_answer: bool
-    key: tuple[str | bytes, ...]
+    key: Mapping[str, str | bytes]
 
     def fits(self, request: Identity | None) -> bool:
         """Whether this may be the answer to `request`; None: nothing is known of that."""
@@ -49,9 +50,7 @@ class Identity(NamedTuple):
             return self.is_answer
         if self.kind != request.kind:
             return False
-        if self.key == request.key:
-            return True
-        return all(mine == its or not mine or not its for mine, its in zip(self.key, request.key, strict=False))
+        return all(self.key.get(number, value) == value for number, value in request.key.items())
 
 
 def kind_of(mti: str) -> str:
@@ -137,7 +136,7 @@ def identify(message: bytes, at: int) -> Identity | None:
     number = _number(message, at, plan)
     if number is None and plan.coding.pairs:
         return None
-    return Identity(plan.kind, plan.is_answer, (number or b"",))
+    return Identity(plan.kind, plan.is_answer, {str(NUMBER): number} if number else {})
 
 
 def describe(message: bytes, at: int) -> str:

@@ -4,231 +4,207 @@ The third digit of a message type is the function: an answer's is one more than 
 0430, 0800 and 0810). The digits before it must be the same; the last one, which says who sent and how often, may
 differ. A reversal repeats the number of its purchase, so the kind is a part of the key.
 
-A message is read only up to its last key field. Where the fields lie depends on the bitmap alone, and a route sees few
-different ones, so the steps from field to field are kept by bitmap.
+A message is read only up to its last key field. Where the fields lie depends on the bitmaps alone, and a route sees few
+different ones, so the way from field to field is kept by bitmaps.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
-from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from iso8583.specs import default, default_ascii
-
-from gmux.errors import ConfigError, FramingError
-
-Spec = Mapping[str, Mapping[str, Any]]
-
-#: The specs that have a name: digits and bitmaps in ASCII, or bitmaps and a few fields in binary.
-SPECS: dict[str, Spec] = {"ascii": default_ascii, "binary": default}
+from gmux.codecs._card_data import SECRET_FIELDS
+from gmux.codecs._iso8583_identity import is_answer, kind_of
+from gmux.codecs._iso8583_spec import SECOND_BITMAP, THIRD_BITMAP, Spec, Step, read_layout
+from gmux.errors import FramingError
 
 #: Number and terminal; without a terminal, as in most network messages, the time.
 DEFAULT_FIELDS = (11, 41)
 WITHOUT_TERMINAL = (7, 11)
 TERMINAL = 41
 
-#: Bitmaps whose steps are kept.
+#: Bitmaps whose plans are kept.
 MAX_PLANS = 256
-
-DIGITS = "0123456789"
-_HEX = re.compile(r"[0-9A-Fa-f]{16}", re.ASCII)
 
 #: The second digit of such a message type.
 NETWORK_MANAGEMENT = "8"
 
+#: What a description shows: this many key fields, and this many characters of each.
+MAX_SHOWN_FIELDS = 7
+MAX_SHOWN = 16
 
-#: The kind of message, which is the message type without what may differ, and the values of the key fields.
+#: As many digits in a row may be a card number, which a spec that does not fit takes for another field.
+_LIKE_A_CARD_NUMBER = re.compile("[0-9]{13,}")
+
+
+#: The kind of message with the numbers of the key fields that it has (`020 11 41`), and then the values of these.
 Key = tuple[str | bytes, ...]
 
 
 class _Kind(NamedTuple):
     """`name` is the same for request and answer; `fields` are the key fields that were asked for, None: the default."""
 
+    type: str
     name: str
     is_answer: bool
     fields: tuple[int, ...] | None
 
 
 class _Plan(NamedTuple):
-    """`places` are those of the key fields behind the bitmap, and `end` that of the last; 0: they are not fixed."""
+    """The way to the key fields of messages that begin alike.
 
-    kind: _Kind
-    steps: tuple[_Step, ...]
+    `places` are those of key fields that lie before the first field of variable length, which begins at `size`; all are
+    counted from the message type. When `more` is not 0, this many bytes say what the plan is.
+    """
+
+    more: int
+    name: str
+    is_answer: bool
     places: tuple[tuple[int, int], ...]
-    end: int
-
-
-class _Step(NamedTuple):
-    """One field on the way. `size` is its length when it is fixed; else `length` reads it from a header of `header`
-    bytes. `is_key`: its value belongs to the key."""
-
     size: int
-    header: int
-    encoding: str
-    limit: int
-    in_nibbles: bool
+    legs: tuple[_Leg, ...]
+
+
+class _Leg(NamedTuple):
+    """A field of variable length, which may be a key field, and `size` bytes of fixed length behind it, with the places
+    of key fields in them."""
+
+    step: Step
     is_key: bool
+    places: tuple[tuple[int, int], ...]
+    size: int
 
 
 class KeyReader:
-    """Reads keys by `spec`. `fields` maps a message type, or "" for all others, to the key fields that it has."""
+    """Reads keys by `spec`. `fields` maps a message type, or "" for all others, to the key fields that it has.
+
+    Raises ConfigError for a spec by which the fields of a message could lie elsewhere than pyiso8583 finds them.
+    """
 
     def __init__(self, spec: Spec, fields: Mapping[str, tuple[int, ...]]) -> None:
-        self._spec = spec
-        self._fields = {_kind_name(mti) if mti else "": numbers for mti, numbers in fields.items()}
-        self._header = _step(spec, "h", False)
-        self._mti = _step(spec, "t", False)
-        self._bitmap = _step(spec, "p", False)
-        for numbers in (*fields.values(), DEFAULT_FIELDS, WITHOUT_TERMINAL):
-            for number in numbers:
-                _step(spec, str(number), True)
-        self._has_high_fields = any(number > 64 for numbers in fields.values() for number in numbers)
-        # Message type and bitmap say where the fields are; where fields above 64 are asked for, the second bitmap too,
-        # which is the first field.
-        self._lead = self._mti.size + self._bitmap.size
-        self._has_second_bitmap = lru_cache(maxsize=MAX_PLANS)(self._announces_second)
+        self._fields = {kind_of(mti) if mti else "": numbers for mti, numbers in fields.items()}
+        self._layout = read_layout(spec, {*DEFAULT_FIELDS, *WITHOUT_TERMINAL}.union(*fields.values()))
+        self._header = self._layout.header
+        self._type_size = self._layout.type.size
+        self._lead = self._type_size + self._layout.primary.size
         self._read_kind = lru_cache(maxsize=MAX_PLANS)(self._kind)
         self._plan = lru_cache(maxsize=MAX_PLANS)(self._make_plan)
 
     def read(self, message: bytes, at: int) -> tuple[Key, bool]:
-        """The key of the message that begins `at`, and whether it is an answer. Raises FramingError."""
-        if self._header.header or self._header.size:
-            at, _ = _walk(message, at, self._header)
-        lead = message[at : at + self._lead]
-        if self._has_high_fields and self._has_second_bitmap(lead):
-            lead = message[at : at + self._lead + self._bitmap.size]
-        plan = self._plan(lead)
-        at += self._lead
-        if plan.end and len(message) >= at + plan.end:
-            # All fields on the way are of fixed length: their places are known.
-            return (
-                plan.kind.name,
-                *[message[at + begin : at + end] for begin, end in plan.places],
-            ), plan.kind.is_answer
-        values: list[bytes] = []
-        for step in plan.steps:
-            at, value = _walk(message, at, step)
-            if step.is_key:
+        """The key of the message that begins `at`, and whether it is an answer. Raises FramingError.
+
+        The key is that of the fields which pyiso8583 finds, for each message that pyiso8583 accepts and gmux does.
+        """
+        if self._header is not None:
+            at, _ = self._header.walk(message, at)
+        plan = self._plan(message[at : at + self._lead])
+        if plan.more:
+            if len(message) < at + plan.more:
+                raise FramingError("a message ends before its fields")
+            plan = self._plan(message[at : at + plan.more])
+        values = [message[at + begin : at + end] for begin, end in plan.places]
+        at += plan.size
+        for step, is_key, places, size in plan.legs:
+            at, value = step.walk(message, at)
+            if is_key:
                 values.append(value)
+            for begin, end in places:
+                values.append(message[at + begin : at + end])
+            at += size
         if at > len(message):
             raise FramingError("a message ends before its key fields")
-        return (plan.kind.name, *values), plan.kind.is_answer
+        return (plan.name, *values), plan.is_answer
 
     def kind(self, message: bytes, at: int) -> tuple[str, bool]:
-        """The name of the kind of the message that begins `at`, and whether it is an answer. Raises FramingError."""
-        at, _ = _walk(message, at, self._header)
-        kind = self._read_kind(message[at : at + self._mti.size])
-        return kind.name, kind.is_answer
+        """The kind of the message that begins `at`, and whether it is an answer. Raises FramingError.
 
-    def describe(self, message: bytes, at: int) -> str:
-        return f"{len(message) - at} bytes"
+        The kind is the same for a request and its answer: the version and class of the message type, and the function
+        of the request (020 for 0200 and 0210). Nothing behind the message type is read.
+        """
+        kind = self._kind_at(message, at)
+        return kind.name, kind.is_answer
 
     def is_network_request(self, message: bytes, at: int) -> bool:
         """Whether the message is one of network management that asks for an answer. Raises FramingError."""
-        at, _ = _walk(message, at, self._header)
-        kind = self._read_kind(message[at : at + self._mti.size])
+        kind = self._kind_at(message, at)
         return kind.name[1] == NETWORK_MANAGEMENT and not kind.is_answer
 
-    def _kind(self, raw: bytes) -> _Kind:
-        mti = raw.hex() if self._mti.encoding == "b" else _text(raw, self._mti.encoding)
-        if len(mti) != 4 or any(digit not in DIGITS for digit in mti):
-            raise FramingError("a message does not begin with a message type of 4 digits")
-        name = _kind_name(mti)
-        return _Kind(name, int(mti[2]) % 2 == 1, self._fields.get(name, self._fields.get("")))
+    def describe(self, message: bytes, at: int) -> str:
+        """What a log line may say of the message that begins `at`: `0800, 11=000123, 41=TERM0001`. Never raises.
 
-    def _announces_second(self, lead: bytes) -> bool:
-        return 1 in _numbers(lead[self._mti.size :], 0, self._bitmap.encoding)
+        Its message type and its key fields, without those of card data, as far as they can be read; printable ASCII of
+        at most 200 characters. A value that is not printable is in hexadecimal.
+        """
+        try:
+            words = [self._kind_at(message, at).type]
+        except FramingError:
+            return f"{max(len(message) - at, 0)} bytes, whose type cannot be read"
+        with suppress(FramingError):
+            (name, *values), _ = self.read(message, at)
+            shown = zip(str(name).split()[1:], values, strict=True)
+            words += [f"{n}={self._show(int(n), v)}" for n, v in shown if n not in SECRET_FIELDS][:MAX_SHOWN_FIELDS]
+        return ", ".join(words)
+
+    def _show(self, number: int, value: str | bytes) -> str:
+        assert isinstance(value, bytes)
+        table = self._layout.text[number]
+        text = "\0" if table is None else value.translate(table).decode("ascii")
+        shown = value.hex() if "\0" in text else text
+        shown = _LIKE_A_CARD_NUMBER.sub(lambda digits: "*" * len(digits[0]), shown)
+        return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}..."
+
+    def _kind_at(self, message: bytes, at: int) -> _Kind:
+        if self._header is not None:
+            at, _ = self._header.walk(message, at)
+        return self._read_kind(message[at : at + self._type_size])
+
+    def _kind(self, raw: bytes) -> _Kind:
+        mti = self._layout.type.read(raw)
+        if not mti.isdigit():
+            raise FramingError("a message does not begin with a message type of 4 digits")
+        name = kind_of(mti)
+        return _Kind(mti, name, is_answer(mti), self._fields.get(name, self._fields.get("")))
 
     def _make_plan(self, lead: bytes) -> _Plan:
-        """The way to the last key field of a message that begins so. Raises FramingError.
-
-        Key fields that a message does not have take part in the key by their absence: a step of no bytes.
-        """
-        kind = self._read_kind(lead[: self._mti.size])
-        size = self._bitmap.size
-        bitmap = lead[self._mti.size :]
-        present = _numbers(bitmap[:size], 0, self._bitmap.encoding)
-        if self._has_high_fields and 1 in present:
-            present |= _numbers(bitmap[size:], 64, self._bitmap.encoding)
+        """The way to the last key field of a message that begins with `lead`: its type and its first bitmap, and the
+        second one too where the plan without it says so. Raises FramingError."""
+        layout = self._layout
+        kind = self._read_kind(lead[: self._type_size])
+        at = self._lead
+        present = layout.primary.read_bitmap(lead[self._type_size : at], 0)
+        if SECOND_BITMAP in present:
+            if layout.secondary is None:
+                raise FramingError("a message has a second bitmap, which --spec does not have")
+            begin, at = at, at + layout.secondary.size
+            if len(lead) == begin:
+                return _Plan(at, "", False, (), 0, ())
+            present |= layout.secondary.read_bitmap(lead[begin:at], 64)
+            if THIRD_BITMAP in present:
+                # Its fields lie behind all key fields, so it is not read.
+                at += layout.secondary.size
+        present -= {SECOND_BITMAP, THIRD_BITMAP}
         wanted = kind.fields or (DEFAULT_FIELDS if TERMINAL in present else WITHOUT_TERMINAL)
-        try:
-            steps = [
-                _step(self._spec, str(number), number in wanted) if number in present else _NOTHING
-                for number in sorted(present | set(wanted))
-                if number <= max(wanted)
-            ]
-        except ConfigError:
-            raise FramingError("a message has a field that --spec does not have") from None
-        ends = list(accumulate(step.size for step in steps))
-        places = [(end - step.size, end) for step, end in zip(steps, ends, strict=True) if step.is_key]
-        is_fixed = not any(step.header for step in steps)
-        return _Plan(kind, tuple(steps), tuple(places), ends[-1] if is_fixed else 0)
+        keys = sorted(present.intersection(wanted))
+        on_the_way = sorted(number for number in present if keys and number <= keys[-1])
+        if not layout.fields.keys() >= set(on_the_way):
+            raise FramingError("a message has a field that --spec does not have")
+        runs: list[list[int]] = [[]]
+        for number in on_the_way:
+            if layout.fields[number].header:
+                runs.append([])
+            runs[-1].append(number)
+        places, size = self._places(runs[0], keys, at)
+        legs = [_Leg(layout.fields[run[0]], run[0] in keys, *self._places(run[1:], keys, 0)) for run in runs[1:]]
+        return _Plan(0, " ".join((kind.name, *map(str, keys))), kind.is_answer, places, size, tuple(legs))
 
-
-_NOTHING = _Step(0, 0, "", 0, False, True)
-
-
-def _kind_name(mti: str) -> str:
-    return f"{mti[:2]}{int(mti[2]) // 2 * 2}"
-
-
-def _text(raw: bytes, encoding: str) -> str:
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError:
-        raise FramingError("a message has characters that its encoding does not have") from None
-
-
-def _numbers(raw: bytes, offset: int, encoding: str) -> set[int]:
-    """The fields that a bitmap announces."""
-    if encoding == "b":
-        bits = int.from_bytes(raw, "big")
-    else:
-        text = _text(raw, encoding)
-        if _HEX.fullmatch(text) is None:
-            # int() would also take signs, blanks and underscores, and another reader other fields.
-            raise FramingError("a bitmap is not hexadecimal")
-        bits = int(text, 16)
-    return {offset + number for number in range(1, 65) if bits >> (64 - number) & 1}
-
-
-def _walk(message: bytes, at: int, step: _Step) -> tuple[int, bytes]:
-    """Where the next field begins, and the value of this one."""
-    size = step.size
-    if step.header:
-        raw = message[at : at + step.header]
-        at += step.header
-        if step.encoding == "b":
-            size = int.from_bytes(raw, "big")
-        else:
-            text = raw.hex() if step.encoding == "bcd" else _text(raw, step.encoding)
-            if not (text.isascii() and text.isdigit()):
-                raise FramingError("the length of a field is not a number")
-            size = int(text)
-        if size > step.limit:
-            raise FramingError("a field is longer than its spec allows")
-    if step.in_nibbles:
-        size = (size + 1) // 2
-    return at + size, message[at : at + size]
-
-
-def _step(spec: Spec, name: str, is_key: bool) -> _Step:
-    """Raises ConfigError for a spec that cannot be used."""
-    try:
-        field = spec[name]
-        header, limit = field["len_type"], field["max_len"]
-        in_nibbles = field.get("len_count", "bytes") == "nibbles"
-        encoding = field["len_enc"] if header else field["data_enc"]
-        if type(header) is not int or type(limit) is not int or min(header, limit) < 0:
-            raise TypeError
-        if encoding not in ("b", "bcd"):
-            "0".encode(encoding)
-    except (KeyError, TypeError, LookupError, AttributeError):
-        raise ConfigError(f"--spec: field {name} is missing or not in the form of pyiso8583") from None
-    size = 0 if header else limit
-    if in_nibbles and not header:
-        size = (size + 1) // 2
-    return _Step(size, header, encoding, limit, in_nibbles and header > 0, is_key)
+    def _places(self, run: list[int], keys: list[int], at: int) -> tuple[tuple[tuple[int, int], ...], int]:
+        """Where the key fields of a run of fixed fields that begins `at` lie, and where it ends."""
+        places = []
+        for number in run:
+            begin, at = at, at + self._layout.fields[number].size
+            if number in keys:
+                places.append((begin, at))
+        return tuple(places), at

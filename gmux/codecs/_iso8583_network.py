@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import iso8583
 
-from gmux.codecs._iso8583_key import KeyReader, Spec
+from gmux.codecs._iso8583_key import KeyReader
+from gmux.codecs._iso8583_spec import Spec
 from gmux.errors import ConfigError, FramingError
 
 #: Where a message says what it is for: field 70 in the version of 1987, field 24 in the later ones.

@@ -13,8 +13,9 @@ from gmux.codecs import _card_data
 from gmux.codecs import _iso8583_identity as identities
 from gmux.codecs._buffer import Buffer
 from gmux.codecs._iso8583_identity import Identity
-from gmux.codecs._iso8583_key import SPECS, KeyReader, Spec
+from gmux.codecs._iso8583_key import KeyReader
 from gmux.codecs._iso8583_network import NetworkManagement
+from gmux.codecs._iso8583_spec import SPECS, Spec
 from gmux.codecs.base import (
     HANDLED,
     AnswerDecoder,
@@ -109,10 +110,11 @@ class LengthHeaderCodec(FramedCodec):
         except FramingError:
             return None
         try:
-            key, _ = self.keys.read(frame, at)
+            (name, *values), _ = self.keys.read(frame, at)
         except FramingError:
-            key = ()
-        return Identity(kind, is_answer, key[1:])
+            return Identity(kind, is_answer, {})
+        # The name has the kind, and then the numbers of the fields.
+        return Identity(kind, is_answer, dict(zip(str(name).split()[1:], values, strict=True)))
 
     def is_answer(self, frame: bytes) -> bool:
         """Whether its type says so."""

@@ -8,7 +8,7 @@ from timeit import repeat
 
 import iso8583
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from iso8583.specs import default, default_ascii
 
@@ -166,7 +166,7 @@ def test_key_fields_are_those_that_a_whole_decoding_finds(spec, data):
     header = {"h": "ISO026000070"} if spec["h"]["max_len"] else {}
     message, encoded = iso8583.encode(header | fields | {"t": "0200"}, spec)
     wanted = ["11", "41"] if "41" in names else ["7", "11"]
-    values = tuple(encoded[name]["data"] if name in names else b"" for name in wanted)
+    values = tuple(encoded[name]["data"] for name in wanted if name in names)
     assert key(bytes(message), spec)[0][1:] == values
 
 
@@ -249,12 +249,12 @@ def test_key_is_read_in_a_few_microseconds():
 
 
 def test_key_fields_above_64_keep_no_data_of_messages_that_have_none():
-    """Plans are kept by message type and bitmaps; what is behind them is card data."""
+    """Plans are kept by message type and bitmaps (two for one with two bitmaps); what is behind them is card data."""
     reader = KeyReader(default_ascii, {"": (11, 70)})
     for number in range(50):
         reader.read(encode(default_ascii, "0200", f2=f"41111111111{number:05}", f11=STAN), 0)
     reader.read(encode(default_ascii, "0800", f11=STAN, f70="301"), 0)
-    assert reader._plan.cache_info().currsize == 2
+    assert reader._plan.cache_info().currsize == 3
 
 
 def test_spec_without_a_field_that_a_message_has_refuses_the_message():
@@ -262,3 +262,78 @@ def test_spec_without_a_field_that_a_message_has_refuses_the_message():
     with pytest.raises(FramingError):
         key(encode(default_ascii, "0200", f11=STAN, f22="051", f41=TERMINAL), spec)
     assert key(encode(default_ascii, "0200", f11=STAN, f41=TERMINAL), spec)
+
+
+def describe(message: bytes, spec=default_ascii, fields=(), at=0) -> str:
+    return KeyReader(spec, dict(fields)).describe(message, at)
+
+
+@each_spec
+def test_kind_is_read_from_header_and_type_alone(spec):
+    for mti, kind in {
+        "0200": ("020", False),
+        "0210": ("020", True),
+        "0431": ("042", True),
+        "1804": ("180", False),
+    }.items():
+        reader = KeyReader(spec, {})
+        header = len("ISO026000070") if spec["h"]["max_len"] else 0
+        size = header + (2 if spec["t"]["data_enc"] == "b" else 4)
+        message = b"\0\0" + encode(spec, mti, f11=STAN)[:size]
+        assert reader.kind(message, 2) == kind
+        with pytest.raises(FramingError):
+            reader.kind(message[:-1], 2)
+
+
+@each_spec
+def test_description_has_the_type_and_the_key_fields(spec):
+    assert describe(b"\0\0" + encode(spec, "0201", f2="4111111111111111", f11=STAN, f41=TERMINAL), spec, at=2) == (
+        "0201, 11=000123, 41=TERM0001"
+    )
+    assert describe(encode(spec, "0810", f7="1122153000", f11=STAN), spec) == "0810, 7=1122153000, 11=000123"
+    assert describe(encode(spec, "0800"), spec) == "0800"
+
+
+def test_description_has_no_card_data():
+    key_fields = {"": (2, 11, 34, 35, 36, 45, 52, 55, 70)}
+    fields = {"f2": "4111111111111111", "f35": "4111111111111111=2512", "f52": "0123456789ABCDEF", "f11": STAN}
+    assert describe(encode(default_ascii, "0200", f70="301", **fields), fields=key_fields.items()) == (
+        "0200, 11=000123, 70=301"
+    )
+
+
+def test_description_by_a_wrong_spec_shows_no_card_number():
+    """A card number that is taken for another field."""
+    message = encode(default_ascii, "0200", f11=STAN, f102="4111111111111111")
+    assert describe(message, fields={"": (11, 102)}.items()) == "0200, 11=000123, 102=****************"
+
+
+def test_description_of_a_value_that_is_not_printable_is_hexadecimal():
+    message = encode(default_ascii, "0200", f11=STAN, f41="T\n\x1b[31mX")
+    assert describe(message) == "0200, 11=000123, 41=540a1b5b33316d58"
+    long = encode(default_ascii, "0200", f11=STAN, f48="x" * 900)
+    assert describe(long, fields={"": (11, 48)}.items()) == f"0200, 11=000123, 48={'x' * 16}..."
+
+
+def test_description_tells_what_can_be_read():
+    message = encode(default_ascii, "0800", f11=STAN, f41=TERMINAL)
+    assert describe(message[:-1]) == "0800"
+    assert describe(message[:4]) == "0800"
+    assert describe(message[:3]) == "3 bytes, whose type cannot be read"
+    assert describe(b"\0\0" + b"x" * 37, at=2) == "37 bytes, whose type cannot be read"
+    assert describe(b"", at=2) == "0 bytes, whose type cannot be read"
+
+
+@given(st.binary(max_size=80) | st.binary(max_size=60).map(lambda body: b"0200" + b"F" * 16 + body), st.integers(0, 4))
+@example(b"0200" + b"7" * 16 + b"99" + b"9" * 400, 0)
+def test_description_of_any_bytes_is_short_and_printable(data, at):
+    for spec in SPECS.values():
+        for fields in ((), tuple(range(3, 60))):
+            text = describe(data, spec, {"": fields}.items() if fields else (), at)
+            assert text.isascii() and text.isprintable() and len(text) <= 200
+
+
+def test_description_is_short_however_many_key_fields_there_are():
+    fields = {f"f{number}": "x" * 100 for number in range(104, 124)}
+    text = describe(encode(default_ascii, "0200", **fields), fields={"": tuple(range(104, 124))}.items())
+    assert text.startswith("0200, 104=xxx") and len(text) <= 200
