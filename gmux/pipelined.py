@@ -16,6 +16,7 @@ from gmux import net
 from gmux.codecs.base import AnswerDecoder, Part
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
+from gmux.licence import Licence
 from gmux.upstream import Owner, Traits, Upstream
 
 #: How often a safe request is sent again because the connection closed while others were before it. A target that takes
@@ -28,6 +29,9 @@ MAX_OWED = 256 * 1024
 
 class PipelineOwner(Owner, Protocol):
     """What a pipelined connection asks of its pool besides. No call may switch greenlets."""
+
+    #: Whether requests may be put behind one another, by order.
+    licence: Licence
 
     def has_room(self, upstream: PipelinedUpstream) -> None:
         """Put on the connection what waits and fits."""
@@ -47,17 +51,34 @@ class PipelineOwner(Owner, Protocol):
     def unblocked(self) -> None:
         """What did not fit may fit now."""
 
+    def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
+        """A request that was put together with others may be lost; the connection ends."""
+
 
 class PipelinedUpstream(Upstream):
-    """Up to `depth` exchanges in flight; `load` is their number."""
+    """Up to `depth` exchanges in flight; `load` is their number.
 
-    __slots__ = ("load", "_depth", "_batch", "_body", "_is_flushing", "_accepted", "_written", "_owed")
+    `is_held`: a probe has the connection for itself, so it is not free when nothing is in flight.
+    """
+
+    __slots__ = (
+        "load",
+        "is_held",
+        "_depth",
+        "_batch",
+        "_body",
+        "_is_flushing",
+        "_accepted",
+        "_written",
+        "_owed",
+    )
 
     _owner: PipelineOwner
 
     def __init__(self, owner: PipelineOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
         super().__init__(owner, sock, decoder, traits)
         self.load = 0
+        self.is_held = False
         self._depth = traits.depth
         # Requests of this turn of the loop, which go out together.
         self._batch: list[bytes] = []
@@ -73,6 +94,11 @@ class PipelinedUpstream(Upstream):
     def room(self) -> int:
         """How many more exchanges it may take."""
         return self._depth - self.load
+
+    @property
+    def may_pipeline(self) -> bool:
+        """Whether the target has shown that this connection may carry several requests at a time."""
+        return self._decoder.may_pipeline
 
     # What subclasses define.
 
@@ -93,8 +119,11 @@ class PipelinedUpstream(Upstream):
         raise NotImplementedError
 
     def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
-        """The exchange has taken too long: it fails by `error`, and the connection goes on, where that is safe."""
+        """The exchange has taken too long: it fails by `error`. The connection goes on where that is safe."""
         raise NotImplementedError
+
+    def _cut_off(self, reason: str) -> None:
+        """The target ended the connection without a word while answers are due."""
 
     # Writing.
 
@@ -174,7 +203,8 @@ class PipelinedUpstream(Upstream):
                 self._owner.has_room(self)
             elif was_busy:
                 self._flush()  # before it may be another process's
-                self._owner.freed(self)
+                if not self.is_held:
+                    self._owner.freed(self)
             self._flush()
             if self._writer is None:
                 self._owed = 0
@@ -217,6 +247,7 @@ class PipelinedUpstream(Upstream):
             self._collect(parts)
         except BadAnswer as bad:
             error = UpstreamClosed(f"{bad} ({reason})")
+            self._cut_off(str(error))
         rest = self._drop_all()
         self._leave(reason, is_broken)
         for exchange, part in parts:

@@ -2,11 +2,15 @@
 
 A permit is held by each connection that is not idle, as in the strict pool; a request that is put beside others needs
 none. A new connection is made before requests share one, unless connections are to be filled first.
+
+By order, requests share one only with the licence, which a probe gets where the codec has one: when requests wait, the
+first connection that is free and comes when the licence is due serves the probe before it serves them.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 from operator import attrgetter
 from typing import cast
@@ -16,12 +20,14 @@ import gevent
 from gmux.access import RouteAccess
 from gmux.by_key import KeyedUpstream
 from gmux.by_order import OrderedUpstream
-from gmux.codecs.base import Codec, KeyedRequest
+from gmux.codecs.base import Codec, KeyedRequest, Probe
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout
 from gmux.exchange import Exchange
+from gmux.licence import Licence
 from gmux.pipelined import PipelinedUpstream
 from gmux.pool import Pool, PoolSettings
+from gmux.prober import Prober
 from gmux.slots import Slots
 from gmux.spinner import Spinner
 from gmux.trace import Trace
@@ -47,8 +53,14 @@ class PipelinedPool(Pool):
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
         # The one that takes no more requests because others ask for it.
         self._lending: PipelinedUpstream | None = None
+        self._has_probe = self._make_probe() is not None
+        self.licence = Licence(not self._has_probe)
+        self._prober = Prober(self._make_probe, self.licence, log, self._probed)
         self.asked = self._awaiting.add
         self.answered = self._awaiting.discard
+
+    def _make_probe(self) -> Probe | None:
+        return self._codec.make_probe(self._settings.pipeline, secrets.token_hex(16))
 
     def checkout(self, exchange: Exchange) -> None:
         if self._lending is not None and not self._slots.has_asks():
@@ -65,7 +77,7 @@ class PipelinedPool(Pool):
             return True
         if self._idle and self._use_idle(exchange):
             return True
-        if prefers and self._connecting:
+        if prefers and (self._connecting or self._prober.is_busy):
             return False  # there will be room
         if self._open_one():
             if not prefers:
@@ -142,6 +154,45 @@ class PipelinedPool(Pool):
                 self._waiting.discard(exchange)
             passed.add(key)
 
+    def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
+        if self.licence.is_granted:
+            text = "a request may be lost among those in flight together (%s): requests go one by one; next try in %g s"
+            self._log.warning(text, reason, self.licence.refuse())
+
+    # The licence.
+
+    def _seek_licence(self, upstream: PipelinedUpstream) -> bool:
+        """Try for the licence, if it is time to; whether a probe has the connection, which is free, for now."""
+        # One request that waits for a new connection is no sign that any would be put behind another.
+        if not self.licence.is_due or not (upstream.used or len(self._waiting) > 1):
+            return False
+        if self._has_probe:
+            return self._prober.begin(upstream)
+        self.licence.grant()
+        self._log.info("requests go several at a time again")
+        return False
+
+    def _probed(self, upstream: PipelinedUpstream) -> None:
+        """A probe has ended, and its connection is free."""
+        self.freed(upstream)
+        self._share()
+
+    def closing(self, upstream: Upstream, reason: str) -> None:
+        super().closing(upstream, reason)
+        self._prober.ended(upstream, reason)
+
+    def ended(self, upstream: Upstream, reason: str) -> None:
+        super().ended(upstream, reason)
+        self._prober.ended(upstream, reason)
+
+    def drain(self) -> None:
+        self._prober.stop()
+        super().drain()
+
+    def stop(self) -> None:
+        self._prober.stop()
+        super().stop()
+
     # What differs from the strict pool.
 
     def lend(self) -> None:
@@ -162,6 +213,8 @@ class PipelinedPool(Pool):
         upstream.is_aged = False  # or it would have been replaced, or lent
         self._lending = None
         if self._waiting and (not upstream.is_stale() or upstream.catch_up()):
+            if not self.licence.is_granted and self._seek_licence(_pipelined(upstream)):
+                return
             self.has_room(_pipelined(upstream))
         if not upstream.is_closing and not _pipelined(upstream).load:
             self._make_idle(upstream)

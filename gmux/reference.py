@@ -76,8 +76,9 @@ ABOUT: dict[str, str] = {
         "one address two names."
     ),
     "pipeline": (
-        "Requests in flight on each connection, at most. See [several in flight](protocols.md#several-in-flight). Not "
-        "allowed with `--request-delay`."
+        "Requests in flight on each connection, at most. See [several in flight](protocols.md#several-in-flight). For "
+        "`http` it is 1 until the target has passed [a probe](protocols.md#the-probe). Not allowed with "
+        "`--request-delay`."
     ),
     "prefer_pipeline": (
         "Fill a connection before another is opened. Without it, a request goes beside others only when all "

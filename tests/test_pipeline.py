@@ -12,7 +12,7 @@ from gmux import net
 from gmux.errors import ConnectError
 from tests.support.clients import Client, tagged
 from tests.support.framing import HTTP, LINE
-from tests.support.service import serving
+from tests.support.service import Service, serving
 from tests.support.stream import Closed
 from tests.support.target import Target, answer, close, garbage, reset, send
 from tests.support.wait import wait_until
@@ -76,9 +76,8 @@ class Scene(ExitStack):
         return self.enter_context(Client(self.service.address, self.framing))
 
     def warm(self) -> None:
-        """One answer on each connection that there is: HTTP may pipeline only then."""
-        client = self.client()
-        ask(client, b"warm")
+        """HTTP goes several at a time only after a probe, which runs when a request waits for another one's answer."""
+        warm(self.service, self.client(), self.client())
         self.script.log.clear()
 
     def hold(self) -> None:
@@ -93,6 +92,14 @@ class Scene(ExitStack):
             clients.append(client)
             wait_until(lambda number=number: self.service.waiting + self.script.count() >= number)
         return clients
+
+
+def warm(service: Service, first: Client, second: Client) -> None:
+    """Get the licence to put requests behind one another."""
+    for client in (first, second):
+        client.send_raw(get(b"warm"))
+    assert [HTTP.payload(HTTP.read(client)) for client in (first, second)] == [b"warm"] * 2
+    assert service.pool.licence.is_granted
 
 
 def ask(client: Client, path: bytes) -> bytes:
@@ -371,7 +378,7 @@ def test_pipeline_http_request_that_kills_the_target_is_repeated_once_and_harms_
         target = stack.enter_context(Target(behaviour, HTTP))
         service = stack.enter_context(serving(target, pipeline="8"))
         clients = [stack.enter_context(Client(service.address, HTTP)) for _ in range(12)]
-        ask(clients[0], b"warm")
+        warm(service, *clients[:2])
         for number, client in enumerate(clients):
             client.send_raw(get(b"poison" if number == 5 else b"%d" % number))
         for number, client in enumerate(clients):
@@ -392,7 +399,7 @@ def test_pipeline_http_body_too_large_for_one_piece_has_the_connection_for_itsel
         target = stack.enter_context(Target(behaviour, HTTP))
         service = stack.enter_context(serving(target, pipeline="8"))
         clients = [stack.enter_context(Client(service.address, HTTP)) for _ in range(9)]
-        ask(clients[0], b"warm")
+        warm(service, *clients[:2])
         for number, client in enumerate(clients):
             if number % 3:
                 client.send_raw(get(b"%d" % number))

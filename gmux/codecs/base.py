@@ -212,6 +212,32 @@ class Refusal:
     close: bool = True
 
 
+class Probe(Protocol):
+    """Finds out whether a target answers requests that are sent together: each of them, and in their order.
+
+    The caller sends what `requests` returns on a connection with nothing in flight, in one write, and hands over the
+    parts of all answers. When all are complete and the connection is sound, it asks for the next ones.
+    """
+
+    #: Why the target does not, in words for the log. Empty when `requests` returns nothing: the target does.
+    objection: str
+
+    def requests(self) -> list[Request]:
+        """What is to be sent together next; nothing: `objection` is the verdict. Never to be sent again."""
+        ...
+
+    def receive(self, part: Part, may_pipeline: bool) -> None:
+        """A part of an answer; `may_pipeline` is that of the connection's decoder."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """The connection ended, for this reason, before all was answered, or right after that.
+
+        Without an objection the probe goes on, on another connection.
+        """
+        ...
+
+
 class Codec(Protocol):
     """One protocol. Instances are shared by all connections of a route.
 
@@ -241,6 +267,13 @@ class Codec(Protocol):
         """A request for a sign of life; `number` from 1 to 999999, `when` as MMDDhhmmss in UTC. Raises ConfigError.
 
         Only codecs need it that `--idle-check` is for.
+        """
+        ...
+
+    def make_probe(self, depth: int, token: str) -> Probe | None:
+        """What finds out whether the target answers up to `depth` requests that are sent together.
+
+        None: no request is known to be harmless, or no answer shows which request it belongs to. `token` is random.
         """
         ...
 

@@ -7,7 +7,7 @@ has no words of its own for what went wrong between client and target.
 from __future__ import annotations
 
 from gmux.codecs._buffer import Buffer
-from gmux.codecs.base import AnswerDecoder, Limits, Part, Refusal, Request, RequestDecoder
+from gmux.codecs.base import AnswerDecoder, Limits, Part, Probe, Refusal, Request, RequestDecoder
 from gmux.errors import BadAnswer, ConfigError, ExchangeError, FramingError
 
 CLOSE = Refusal()
@@ -41,6 +41,9 @@ class FramedCodec:
 
     def make_echo_test(self, number: int, when: str) -> Request:
         raise ConfigError(f"--idle-check: {self.name} has no echo test")
+
+    def make_probe(self, depth: int, token: str) -> Probe | None:
+        return None
 
     def request_decoder(self, client: str = "") -> RequestDecoder:
         return FrameRequestDecoder(self)

@@ -12,6 +12,7 @@ from typing import cast
 
 from gmux.codecs._http_answer import HttpAnswerDecoder
 from gmux.codecs._http_head import parse_answer
+from gmux.codecs._http_probe import HttpProbe
 from gmux.codecs._http_refusal import refuse
 from gmux.codecs._http_request import HttpRequest, HttpRequestDecoder
 from gmux.codecs._http_rewriting import Rewriting
@@ -58,6 +59,15 @@ class HttpCodec:
 
     def make_echo_test(self, number: int, when: str) -> Request:
         raise ConfigError("--idle-check: http has no echo test")
+
+    def make_probe(self, depth: int, token: str) -> HttpProbe:
+        return HttpProbe(self._make_harmless, self._rewriting.authority, token, depth)
+
+    def _make_harmless(self, head: bytes) -> HttpRequest:
+        """The request with this head, without a body, as if a client had sent it."""
+        decoder = self.request_decoder()
+        decoder.receive_data(head)
+        return cast(HttpRequest, decoder.next_event())
 
     def refuse(self, error: ExchangeError, request: Request | None) -> Refusal:
         return refuse(error, cast("HttpRequest | None", request))

@@ -11,11 +11,12 @@ from gevent.lock import Semaphore
 from iso8583.specs import default, default_ascii
 
 from tests.support.clients import Client
-from tests.support.framing import ISO8583, LINE
+from tests.support.framing import HTTP, ISO8583, LINE
 from tests.support.service import Server
 from tests.support.stream import Closed
 from tests.support.target import Target, answer, hold
 from tests.support.wait import wait_until
+from tests.test_probe import Rough, first_of
 
 
 def message(stan: int, spec=default_ascii, **fields: str) -> bytes:
@@ -67,6 +68,17 @@ def test_pipeline_two_has_two_requests_in_flight_and_no_third():
             connection.send(request)
         assert sorted(client.receive() for client in clients) == [b"a", b"b", b"c"]
         assert scene.target.accepted == 1
+
+
+def test_pipeline_of_http_is_one_by_one_for_a_target_that_loses_requests_and_the_log_says_why():
+    with Rough(first_of) as target, Server(target.where, "--protocol=http", "--pipeline", "4") as server:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(Client(server.address, HTTP)) for _ in range(6)]
+            for number, client in enumerate(clients):
+                client.send_raw(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+            assert [client.receive() for client in clients] == [b"/%d" % number for number in range(6)]
+        assert "(1 of 4 answers came: silence for 2 s): requests go one by one" in server.said("sent together")
+        assert target.most == 1
 
 
 def test_prefer_pipeline_opens_no_second_connection_while_the_first_has_room():

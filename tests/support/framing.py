@@ -17,7 +17,11 @@ class Stream(Protocol):
 
 
 class Framing:
-    """`protocol` is the name of gmux's codec."""
+    """`protocol` is the name of gmux's codec.
+
+    `probe_answer` says what a good target answers when gmux itself asks whether requests may go together, and nothing
+    to the request of a client.
+    """
 
     def __init__(
         self,
@@ -26,12 +30,14 @@ class Framing:
         wrap: Callable[[bytes], bytes],
         payload: Callable[[bytes], bytes],
         garbage: bytes | None = None,
+        probe_answer: Callable[[bytes], bytes] = lambda request: b"",
     ) -> None:
         self.protocol = protocol
         self.read = read
         self.wrap = wrap
         self.payload = payload
         self.garbage = garbage
+        self.probe_answer = probe_answer
 
     def answer(self, request: bytes) -> bytes:
         """What a good target says: the request's own payload, so that an answer names its request."""
@@ -71,10 +77,19 @@ def _http_target(message: bytes) -> bytes:
     return message.split(b" ", 2)[1][1:]
 
 
+def _probe_answer(request: bytes) -> bytes:
+    head, _, _ = request.partition(b"\r\n\r\n")
+    if b"\r\nUser-Agent: gmux (pipelining test)" not in head:
+        return b""
+    if request.startswith(b"HEAD "):
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+    return b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\nnone"
+
+
 LINE = Framing("echo", lambda stream: stream.until(b"\n"), lambda text: text + b"\n", lambda line: line[:-1])
 ISO8583 = Framing(
     "iso8583", _read_binary, lambda text: len(text).to_bytes(2, "big") + text, lambda m: m[2:], b"\xff\xffbroken"
 )
 MPU = Framing("mpu", _read_digits, lambda text: b"%04d%b" % (len(text), text), lambda m: m[4:], b"broken")
 #: `wrap` makes answers; a test makes its own requests.
-HTTP = Framing("http", _read_http, _wrap_http, _http_target, b"not HTTP\r\n\r\n")
+HTTP = Framing("http", _read_http, _wrap_http, _http_target, b"not HTTP\r\n\r\n", _probe_answer)

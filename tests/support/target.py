@@ -179,6 +179,9 @@ class Target(StreamServer):
         self.greeting = greeting
         self.connections: list[Connection] = []
         self.open = self.peak = self.refused = 0
+        # Requests by which gmux finds out whether it may put others together are answered well, and counted here alone.
+        self.passes_probes = True
+        self.probed = 0
         self.released = Event()
 
     def __enter__(self) -> Target:
@@ -234,6 +237,10 @@ class Target(StreamServer):
             self._run(connection, self.greeting, b"")
             while connection.is_open:
                 request = self.framing.read(connection)
+                if self.passes_probes and (probed := self.framing.probe_answer(request)):
+                    self.probed += 1
+                    connection.send(probed)
+                    continue
                 connection.requests.append(self.framing.payload(request))
                 behaviour = self.behaviour
                 self._run(connection, behaviour(connection, request) if callable(behaviour) else behaviour, request)
