@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +173,7 @@ class Client:
         wait = get_hub().switch
         try:
             if refusal is not None:
-                self._refuse(refusal, None)
+                self._turn_away(refusal)
             else:
                 self._start_idling()
                 self._read_on()
@@ -388,10 +389,16 @@ class Client:
 
     def _refuse_incoming(self, error: ExchangeError) -> None:
         """Refuse what is not here whole."""
-        request = self._incoming.request if self._incoming is not None else None
+        request = self._incoming.request if self._incoming is not None else self._decoder.begun
         if request is not None:
             request.close = True
         self._refuse(error, request)
+
+    def _turn_away(self, error: ExchangeError) -> None:
+        """Refuse the client itself, in the form that its first request asks for, where that is here already."""
+        with suppress(OSError):  # nothing yet; what is wrong with the socket is seen when the refusal is written
+            self._decoder.data = self._recv(READ_SIZE)
+        self._refuse(error, self._decoder.begun)
 
     def _refuse(self, error: ExchangeError, request: Request | None) -> None:
         self._warn(error)

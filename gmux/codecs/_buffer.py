@@ -68,6 +68,10 @@ class Buffer:
         owed, self.owed = self.owed, b""
         return owed
 
+    def put_back(self, data: bytes) -> None:
+        """Hold `data` in place of all that is held: what was just taken, for who asks how it began."""
+        self.data, self._start = data, 0
+
     def peek(self, size: int) -> bytes:
         """The first `size` bytes, or fewer when fewer are there; nothing is removed."""
         return bytes(self.data[self._start : self._start + size])

@@ -82,7 +82,9 @@ def take(buffer: Buffer, max_head: int) -> bytes | None:
     """Take a whole head off the buffer. Raises HeadTooLarge, TargetNameTooLong, FramingError."""
     head = buffer.take_through(END)
     if len(buffer if head is None else head) > max_head:
-        if b"\r\n" not in (head or buffer.peek(max_head))[:max_head]:
+        if head is not None:
+            buffer.put_back(head)
+        if b"\r\n" not in buffer.peek(max_head):
             raise TargetNameTooLong(f"a request line is longer than {max_head} bytes")
         raise HeadTooLarge(f"a head is longer than {max_head} bytes")
     if head is None:

@@ -28,6 +28,9 @@ SAFE = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 #: for the next request, and its answer would go to another client: the connection of such a request ends with it.
 BODYLESS = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"DELETE"))
 
+#: What a request begins with whose answer has no content (RFC 9110 section 9.3.2).
+HEAD = b"HEAD "
+
 #: Methods that a proxy must look at.
 PROXIED = frozenset((b"CONNECT", b"OPTIONS", b"TRACE"))
 
@@ -78,7 +81,22 @@ class HttpRequestDecoder(Buffer):
             _http_head.check_beginning(self.peek(_http_head.MAX_REQUEST_LINE))
             return None
         self._empty_lines = 0
-        return self._begin(head)
+        try:
+            return self._begin(head)
+        except FramingError:
+            self.put_back(head)
+            raise
+
+    @property
+    def begun(self) -> HttpRequest | None:
+        # RFC 9110 section 9.3.2: nothing but the method says that an answer has no content, also one to a bad request.
+        if self._body is not None or not self.peek(2 * MAX_EMPTY_LINES + len(HEAD)).lstrip(b"\r\n").startswith(HEAD):
+            return None
+        request = HttpRequest(b"", close=True)
+        request.method = HEAD.rstrip()
+        request.minor_version = 1
+        request.has_doubtful_body = False
+        return request
 
     def _next_part(self, body: Body) -> Part | None:
         part = body.read(self)

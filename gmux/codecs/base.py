@@ -163,6 +163,14 @@ class RequestDecoder(Protocol):
         """What is owed, once."""
         ...
 
+    @property
+    def begun(self) -> Request | None:
+        """The request that came in part, or that `next_event` refused, as far as it is known; None: nothing is.
+
+        For the words of a refusal, so its `close` is set. Asked only when there is one.
+        """
+        ...
+
 
 class AnswerDecoder(Protocol):
     """Frames what one upstream connection sends, given the request it answers.

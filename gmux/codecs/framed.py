@@ -72,6 +72,10 @@ class FrameRequestDecoder(Buffer):
         frame = self._cut(self)
         return None if frame is None else Request(frame)
 
+    @property
+    def begun(self) -> Request | None:
+        return None  # the refusal is the same for all
+
 
 class FrameAnswerDecoder(Buffer):
     __slots__ = ("_cut", "may_pipeline", "request")

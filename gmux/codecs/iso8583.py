@@ -263,6 +263,10 @@ class MessageRequestDecoder(MessageDecoder):
             return HANDLED if is_answer else KeyedRequest(frame, key)
         return HANDLED if self._codec.is_answer(frame) else Request(frame)
 
+    @property
+    def begun(self) -> Request | None:
+        return None  # the refusal is the same for all
+
 
 class MessageAnswerDecoder(MessageDecoder):
     __slots__ = ("may_pipeline", "request")
