@@ -14,10 +14,10 @@ import socket
 from collections import deque
 from time import monotonic
 
-from gmux.codecs.base import AnswerDecoder, Part, Unsolicited
+from gmux.codecs.base import AnswerDecoder, Part, PrivatePart, Unsolicited
 from gmux.errors import AnswerTimeout, BadAnswer, ExchangeError
 from gmux.exchange import Exchange
-from gmux.pipelined import PipelinedUpstream, PipelineOwner
+from gmux.pipelined import PRIVATE, PipelinedUpstream, PipelineOwner
 from gmux.upstream import Traits
 
 OUT_OF_TURN = "an answer came that is not that of the first request in flight"
@@ -158,9 +158,9 @@ class OrderedUpstream(PipelinedUpstream):
             self._owner.answered(exchange)
             if exchange.end > self._written:
                 return "the target answered before it had the whole request"
-            if not part.reusable:
-                return "the target's answer ends the connection"
             self.idle_limit = part.idle_limit
+            if not part.reusable:
+                return PRIVATE if isinstance(part, PrivatePart) else "the target's answer ends the connection"
             if not in_flight:
                 self._emptied = monotonic()
                 if decoder.data:

@@ -440,6 +440,7 @@ class Client:
         if self._is_open:
             self._is_open = False
             self._drop_incoming()
+            self._shared.pool.dismiss(self)
             if self._outbox is None:
                 self._shut()
 
@@ -487,6 +488,7 @@ class Client:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             shared.pool.abandon(exchange)
+        shared.pool.dismiss(self)
         if gevent.getcurrent() is not self._greenlet:
             get_hub().loop.run_callback(self._greenlet.switch)
 

@@ -73,6 +73,7 @@ class RouteConfig:
     retry_delay: float
     upstream_idle_timeout: float
     upstream_max_age: float
+    private_timeout: float
     max_clients: int
     max_message: int
     request_timeout: float

@@ -26,6 +26,9 @@ MAX_REPEATS = 8
 #: Bytes of answers to a target's own messages that are held for one that does not read.
 MAX_OWED = 256 * 1024
 
+#: What `_collect` returns when the last answer made the connection its asker's own.
+PRIVATE = "the connection is one client's own from now on"
+
 
 class PipelineOwner(Owner, Protocol):
     """What a pipelined connection asks of its pool besides. No call may switch greenlets."""
@@ -210,6 +213,11 @@ class PipelinedUpstream(Upstream):
                 self._owed = 0
             elif self._owed > MAX_OWED:
                 error = BadAnswer(f"the target takes none of {self._owed} bytes that it asked for")
+        elif error is None and reason is PRIVATE and not self.load and not self.is_closing:
+            # With others in flight it ends, and they go again elsewhere where that is safe.
+            reason = ""
+            if not decoder.data or self._take_unasked():
+                self._owner.bound(self, parts[-1][0])
         for exchange, part in parts:
             exchange.asker.deliver(exchange, part)
         if error is not None:

@@ -63,6 +63,8 @@ class PipelinedPool(Pool):
         return self._codec.make_probe(self._settings.pipeline, secrets.token_hex(16))
 
     def checkout(self, exchange: Exchange) -> None:
+        if self._ties and self._private.use(exchange):
+            return
         if self._lending is not None and not self._slots.has_asks():
             # Who asked has one, or is gone.
             self._lending.is_aged = False
@@ -200,7 +202,7 @@ class PipelinedPool(Pool):
         if self._idle or not self._slots.next_ask(self._state()):
             return
         # Under a load that does not end none is ever free: one takes no more requests until it is.
-        open_ones = [u for u in map(_pipelined, self._upstreams) if not u.is_closing]
+        open_ones = [u for u in map(_pipelined, self._upstreams) if not u.is_closing and u not in self._private]
         if open_ones and not any(upstream.is_aged for upstream in open_ones):
             self._lending = min(open_ones, key=attrgetter("load"))
             self._lending.is_aged = True

@@ -1,9 +1,10 @@
 """The pool: the upstream connections to one target, who gets one, and who waits.
 
 A gevent semaphore of `pool-size` permits guards it. A permit is taken for an upstream connection that is being made,
-is busy, rests or closes; the permits left are the idle connections and those not made yet, so a request that gets a
-permit goes out at once or has a connection made. The others wait in line as data, first come, first served. A
-connection that becomes free passes its permit on to the first in line; it is given back only when nobody waits.
+is busy, rests, closes, or is one client's own (`gmux.private`). The permits left are the idle connections and those not
+made yet, so a request that gets a permit goes out at once or has a connection made. The others wait in line as data,
+first come, first served. A connection that becomes free passes its permit on to the first in line; it is given back
+only when nobody waits.
 
 Nothing here switches greenlets, but for `_connect`, which runs in a greenlet of its own, and `drain`.
 """
@@ -28,13 +29,14 @@ from gmux.access import RouteAccess
 from gmux.codecs.base import NO_LIMIT, Codec, Part, Request, Unsolicited
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, Stopped, UpstreamClosed
-from gmux.exchange import Exchange
+from gmux.exchange import Asker, Exchange
+from gmux.private import PrivateConnections
 from gmux.ratelimit import LimitedWarnings
 from gmux.slots import Ask, Grant, Slot, Slots, State
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
 from gmux.trace import Trace
-from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE, Traits, Upstream
+from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE, Traits, Upstream, safe_idle_time
 
 #: The longest pause between two attempts to connect, seconds; a longer first one stands.
 MAX_RETRY_DELAY = 30.0
@@ -44,10 +46,6 @@ RETRY_JITTER = 0.25
 
 #: Seconds that the rest of an answer may take whose client is gone, before the connection is closed instead.
 DISCARD_TIMEOUT = 5.0
-
-#: Seconds before a target's own end of an idle connection at which gmux ends it; half the time where that is less. A
-#: request that is on its way while the target closes would be lost.
-IDLE_MARGIN = 1.0
 
 #: The longest such time that is told from others, seconds: each has a clock.
 MAX_IDLE_LIMIT = 3600.0
@@ -79,6 +77,7 @@ class PoolSettings:
     retry_delay: float = 1.0
     idle_timeout: float = 0.0
     max_age: float = 0.0
+    private_timeout: float = 5.0
 
 
 #: Seconds without use after which another process's need of an idle connection goes before one's own.
@@ -143,6 +142,17 @@ class Pool:
         # By the seconds for which targets say that they keep an idle connection; mostly there is one, or none.
         self._limits: dict[float, Deadlines[Upstream]] = {}
         self._checking: Deadlines[Upstream] = Deadlines(settings.idle_check, self._check)
+        self._private = PrivateConnections(
+            settings.size,
+            settings.private_timeout,
+            settings.request_delay,
+            settings.queue_timeout,
+            self._queue_timed_out,
+            self.repeat,
+            log,
+            self.warn,
+        )
+        self._ties = self._private.ties
         self._own = OwnAsker(self._told)
         self._watches_idle = bool(settings.idle_timeout or settings.idle_check)
         self._checks = 0
@@ -177,6 +187,7 @@ class Pool:
     def drain(self) -> None:
         """Keep no connection that nobody needs here; others may have them."""
         self._is_draining = True
+        self._private.retire_free("gmux lets its clients go")
         self.lend()
 
     def stop(self) -> None:
@@ -206,6 +217,8 @@ class Pool:
 
     def checkout(self, exchange: Exchange) -> None:
         """Send the exchange's request now, or queue it; its asker hears of the end. Never raises."""
+        if self._ties and self._private.use(exchange):
+            return
         while self._permits.acquire(blocking=False):
             if not self._idle:
                 self._open()
@@ -235,6 +248,8 @@ class Pool:
         if exchange in self._waiting:
             self._waiting.discard(exchange)
             exchange.close()
+        elif self._private.abandon(exchange):
+            exchange.close()
         else:
             self._discarding.add(exchange)
 
@@ -243,7 +258,23 @@ class Pool:
         self._discarding.discard(exchange)
         exchange.close()
 
+    def dismiss(self, asker: Asker) -> None:
+        """The asker sends no more requests: a connection that is its own ends."""
+        if self._ties:
+            self._private.dismiss(asker)
+
     # What an upstream connection calls (`upstream.Owner`), beside `sent` and `freed`.
+
+    def bound(self, upstream: Upstream, exchange: Exchange) -> None:
+        self._answering.discard(upstream)
+        if exchange.is_abandoned:
+            upstream.retire("the client that it belongs to is gone")
+        elif self._is_draining:
+            upstream.retire("it belongs to a client, and gmux lets its clients go")
+        elif upstream.is_aged:
+            upstream.retire("it belongs to a client, and is to be replaced")
+        else:
+            self._private.keep(upstream, exchange.asker)
 
     def _rest(self, upstream: Upstream) -> None:
         """What comes between two requests when a delay or an age is set."""
@@ -269,6 +300,7 @@ class Pool:
             self._permits.acquire(blocking=False)
         self._stop_clocks(upstream)
         self._closing.add(upstream)
+        self._private.drop(upstream)
 
     def ended(self, upstream: Upstream, reason: str) -> None:
         self._stop_clocks(upstream)
@@ -292,6 +324,7 @@ class Pool:
             if self._settings.greeting is not None:
                 hint = "does not answer --on-connect, or ends the connection then"
             self._pause(ConnectError(f"the target {self._where} {hint} ({reason})"))
+        self._private.drop(upstream)
         self._settle()
 
     def repeat(self, exchanges: Iterable[Exchange]) -> None:
@@ -635,8 +668,7 @@ class Pool:
         limit = min(upstream.idle_limit, MAX_IDLE_LIMIT)
         clock = self._limits.get(limit)
         if clock is None:
-            over = partial(self._limit_over, limit)
-            clock = self._limits[limit] = Deadlines(limit - min(IDLE_MARGIN, limit / 2), over)
+            clock = self._limits[limit] = Deadlines(safe_idle_time(limit), partial(self._limit_over, limit))
         clock.add(upstream)
 
     def _limit_over(self, limit: float, upstream: Upstream) -> None:
@@ -671,5 +703,8 @@ class Pool:
 
     def _aged(self, upstream: Upstream) -> None:
         upstream.is_aged = True
+        reason = f"{self._settings.max_age:g} s old"
         if upstream in self._idle:
-            upstream.retire(f"{self._settings.max_age:g} s old")
+            upstream.retire(reason)
+        else:
+            self._private.aged(upstream, reason)

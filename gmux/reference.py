@@ -149,6 +149,11 @@ ABOUT: dict[str, str] = {
         "A connection this old is closed at once when idle, else behind the answer in flight, and replaced when it is "
         "needed or `--pool-min` asks for it."
     ),
+    "private_timeout": (
+        "With NTLM, Negotiate and their kin the target authenticates the connection, which is the client's own from "
+        "then on. When the client has sent no request for so long, the connection is closed. See "
+        "[connections that belong to a client](protocols.md#connections-that-belong-to-a-client)."
+    ),
     "max_clients": (
         "Clients connected at once to a worker. One more is refused: a 503 over `http`, a close elsewhere. Clients "
         "whose connection gmux is ending do not count. gmux raises its limit of open files as far as the system "

@@ -71,6 +71,7 @@ class Route:
             retry_delay=config.retry_delay,
             idle_timeout=config.upstream_idle_timeout,
             max_age=config.upstream_max_age,
+            private_timeout=config.private_timeout,
         )
         client_settings = ClientSettings(
             request_timeout=config.request_timeout,

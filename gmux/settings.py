@@ -60,6 +60,7 @@ PROTOCOL = Kind("PROTO", "", _parse_protocol)
 
 ISO8583 = ("iso8583", "mpu")
 MESSAGES = ("echo", *ISO8583)
+HTTP = ("http",)
 
 #: The groups whose settings each route has; the others are those of the service.
 ROUTE_GROUPS = ("Route", "Pool", "Clients", "HTTP")
@@ -161,6 +162,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("retry_delay", POSITIVE_SECONDS, "1s", "pause after a failed connect; doubles up to 30s", "Pool"),
     Setting("upstream_idle_timeout", SECONDS, "0", "close a connection above --pool-min idle for so long", "Pool"),
     Setting("upstream_max_age", SECONDS, "0", "replace a connection as old as this", "Pool"),
+    Setting(
+        "private_timeout", POSITIVE_SECONDS, "5s", "how long a client's own connection waits", "Pool", "", HTTP, False
+    ),
     Setting("max_clients", count(1, 1_000_000), "10000", "clients connected at once; more are refused", "Clients"),
     Setting("max_message", SIZE, "16M", "largest message", "Clients"),
     Setting("request_timeout", SECONDS, "30s", "longest time from a request's first byte to its last", "Clients"),
@@ -169,10 +173,10 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("spool_memory", SIZE, "256k", "of a message held in memory; above, a temporary file", "Clients"),
     Setting("spool_limit", SIZE, "1G", "of one request or answer held, in memory and file", "Clients"),
     Setting("memory_limit", SIZE, "512M", "held in memory for all clients together", "Clients"),
-    Setting("via", FLAG, "true", "leave the Via field as it is", "HTTP", protocols=("http",)),
-    Setting("forwarded", FORWARDED, "off", "tell the target who asked", "HTTP", protocols=("http",)),
-    Setting("set_header", FIELD, "", "set a field of each request; repeat for more", "HTTP", protocols=("http",)),
-    Setting("host", HOST, "", "the Host that the target gets", "HTTP", protocols=("http",)),
+    Setting("via", FLAG, "true", "leave the Via field as it is", "HTTP", protocols=HTTP),
+    Setting("forwarded", FORWARDED, "off", "tell the target who asked", "HTTP", protocols=HTTP),
+    Setting("set_header", FIELD, "", "set a field of each request; repeat for more", "HTTP", protocols=HTTP),
+    Setting("host", HOST, "", "the Host that the target gets", "HTTP", protocols=HTTP),
     Setting("workers", count(1, 1000), "1", "worker processes; at most --pool-size", "Service"),
     Setting("worker_timeout", WORKER_TIMEOUT, "30s", "replace a worker that gives no sign of life", "Service"),
     Setting("graceful_timeout", POSITIVE_SECONDS, "30s", "time for requests under way after TERM", "Service"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from gmux import net
-from gmux.codecs.base import AnswerDecoder, Unsolicited
+from gmux.codecs.base import AnswerDecoder, Part, PrivatePart, Unsolicited
 from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
 from gmux.exchange import Exchange
 from gmux.upstream import Owner, Traits, Upstream
@@ -85,7 +85,7 @@ class StrictUpstream(Upstream):
                 elif self._writer is not None:
                     self.close("the target answered before it had the whole request")
                 elif not part.reusable:
-                    self.close("the target's answer ends the connection")
+                    self._bind_or_close(exchange, part)
                 elif (decoder.data or decoder.owed) and not self._take_unasked():
                     pass
                 else:
@@ -103,6 +103,14 @@ class StrictUpstream(Upstream):
             net.acknowledge(self._sock)  # the answer is not here whole
             if decoder.owed and self._writer is None:
                 self._pay(decoder.take_owed())
+
+    def _bind_or_close(self, exchange: Exchange, part: Part) -> None:
+        """The answer is whole, and the connection is not for all any more."""
+        if not isinstance(part, PrivatePart):
+            self.close("the target's answer ends the connection")
+        elif not (self._decoder.data or self._decoder.owed) or self._take_unasked():
+            self.idle_limit = part.idle_limit
+            self._owner.bound(self, exchange)
 
     def _end(self, reason: str, is_broken: bool) -> None:
         exchange = self.exchange

@@ -43,6 +43,15 @@ RESET_PATIENCE = 0.25
 #: Seconds between two looks at whether a target that has said its end has ours: no event tells. It takes a round trip.
 OVER_INTERVAL = 0.002
 
+#: Seconds before a target's own end of an idle connection at which gmux ends it; half the time where that is less. A
+#: request that is on its way while the target closes would be lost.
+IDLE_MARGIN = 1.0
+
+
+def safe_idle_time(limit: float) -> float:
+    """Seconds for which a connection may be idle that the target keeps for `limit`."""
+    return limit - min(IDLE_MARGIN, limit / 2)
+
 
 class Owner(Protocol):
     """What an upstream connection asks of its pool. No call may switch greenlets."""
@@ -52,6 +61,9 @@ class Owner(Protocol):
 
     def freed(self, upstream: Upstream) -> None:
         """No exchange is in flight any more, and the connection is certain."""
+
+    def bound(self, upstream: Upstream, exchange: Exchange) -> None:
+        """In place of `freed`: the connection is the own of who asked for this exchange, and it takes no one else's."""
 
     def closing(self, upstream: Upstream, reason: str) -> None:
         """It takes no more requests, but still counts; the pool calls `abort` after CLOSE_TIMEOUT."""

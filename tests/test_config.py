@@ -63,6 +63,7 @@ KINDS = {
             "1m30s",
         ],
     ),
+    "private_timeout": ({"1ms": 0.001, "5s": 5.0}, ["0", "0s", "-1s", "", "never"]),
     "connect_timeout": ({"1ms": 0.001, "10s": 10.0}, ["0", "0s", "0.0ms", "-1s", "", "soon"]),
     "connect_delay": ({"0": 0.0, "5ms": 0.005}, ["", "-1", "later"]),
     "spin": (

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from gmux.codecs import _http_head
+from gmux.codecs import _http_authentication, _http_head
 from gmux.codecs._buffer import Buffer
 from gmux.codecs._http_body import Body, ChunkedBody, EndBody, LengthBody
 from gmux.codecs._http_head import AnswerHead
 from gmux.codecs._http_request import HttpRequest
-from gmux.codecs.base import NO_LIMIT, Interim, Limits, Part, Request
+from gmux.codecs.base import NO_LIMIT, Interim, Limits, Part, PrivatePart, Request
 from gmux.errors import BadAnswer, FramingError
 
 #: Interim answers before an answer; each of them is a sign of life, so without a limit a request would never end.
@@ -21,7 +21,8 @@ class HttpAnswerDecoder(Buffer):
     """Answers on one upstream connection. `request` is None when none is due, `_body` while a head is awaited.
 
     `parse` reads a head, and `recall` does it for a short one, whose meaning it may remember. `_requests_left` is what
-    the target has said that it takes on this connection; None: nothing.
+    the target has said that it takes on this connection; None: nothing. `_is_private`: the connection is the asker's
+    own; `_is_usual`: neither of these is so.
     """
 
     __slots__ = (
@@ -33,6 +34,8 @@ class HttpAnswerDecoder(Buffer):
         "_reusable",
         "_idle_limit",
         "_requests_left",
+        "_is_private",
+        "_is_usual",
         "_interims",
         "_has_ended",
         "may_pipeline",
@@ -51,6 +54,8 @@ class HttpAnswerDecoder(Buffer):
         self._close = self._reusable = self._has_ended = False
         self._idle_limit = NO_LIMIT
         self._requests_left: int | None = None
+        self._is_private = False
+        self._is_usual = True
         self._interims = 0
         self.may_pipeline = False
 
@@ -84,6 +89,8 @@ class HttpAnswerDecoder(Buffer):
 
     def _finish(self, part: Part) -> Part:
         self._body = self.request = None
+        if self._is_private and self._reusable:
+            return PrivatePart(part.data, self._close, self._idle_limit)
         part.close = self._close
         part.reusable = self._reusable
         part.idle_limit = self._idle_limit
@@ -92,14 +99,12 @@ class HttpAnswerDecoder(Buffer):
     def _next_head(self) -> Part | None:
         request = cast(HttpRequest, self.request)
         held = self.data
-        is_usual = request.minor_version and request.method != b"HEAD" and self._requests_left is None
-        if is_usual and type(held) is bytes and not self._start:
+        if request.is_usual and self._is_usual and type(held) is bytes and not self._start:
             # Most answers come whole in one read. While one is taken the next request waits, so this way is short.
             end = held.find(_http_head.END) + len(_http_head.END)
             if len(_http_head.END) <= end <= _http_head.MAX_REMEMBERED:
                 head = self._recall(held[:end])
-                is_plain = not request.close and not request.has_doubtful_body
-                if is_plain and len(held) == end + head.plain_length:
+                if not request.close and len(held) == end + head.plain_length:
                     self.data, self.request = b"", None
                     self.may_pipeline = head.may_pipeline
                     return Part(head.plain + held[end:], True, False, True, head.idle_limit)
@@ -127,8 +132,11 @@ class HttpAnswerDecoder(Buffer):
         lines = head.lines
         self._interims = 0
         self._idle_limit = head.idle_limit
-        self.may_pipeline = head.may_pipeline
         self._reusable = head.stays and not request.has_doubtful_body and self._count(head.requests_left)
+        if request.binds or framing.schemes:
+            self._authenticate(request, head)
+        self.may_pipeline = head.may_pipeline and not self._is_private
+        self._is_usual = self._requests_left is None and not self._is_private
         self._close = request.close
         length = 0
         if framing.is_chunked and not request.minor_version:
@@ -168,6 +176,15 @@ class HttpAnswerDecoder(Buffer):
             return Part(out, last=False)
         part.data = out + part.data
         return self._finish(part) if part.last else part
+
+    def _authenticate(self, request: HttpRequest, head: AnswerHead) -> None:
+        """Whose the connection is after an exchange that spoke of this."""
+        tokens = head.framing.schemes
+        if request.binds and head.status in (401, 407) and not tokens and not self._is_private:
+            # Nobody is authenticated, as far as can be told. To keep it for the client would cost the others its place.
+            self._reusable = False
+        elif request.binds or _http_authentication.is_step(tokens):
+            self._is_private = True
 
     def _count(self, requests_left: int | None) -> bool:
         """Whether the target takes another request, by what it said now and before."""

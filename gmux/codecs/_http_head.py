@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import gunicorn_h1c
 
+from gmux.codecs import _http_authentication
 from gmux.codecs._buffer import Buffer
 from gmux.errors import FramingError, HeadTooLarge, TargetNameTooLong, Unsupported, VersionUnsupported
 
@@ -39,8 +40,12 @@ OURS = frozenset(
     b" content-length transfer-encoding host content_length transfer_encoding".split()
 )
 
-#: In an answer Host says nothing.
-OURS_IN_ANSWERS = OURS - {b"host"}
+_CREDENTIALS = frozenset((b"authorization", b"proxy-authorization"))
+_CHALLENGES = frozenset((b"www-authenticate", b"proxy-authenticate"))
+
+#: The names that are looked at, in requests and in answers, where Host says nothing.
+SEEN_IN_REQUESTS = OURS | _CREDENTIALS
+SEEN_IN_ANSWERS = OURS - {b"host"} | _CHALLENGES
 
 _LOOK_ALIKES = frozenset((b"content_length", b"transfer_encoding"))
 
@@ -61,7 +66,11 @@ Fields = list[tuple[bytes, bytes]]
 
 @dataclass(slots=True)
 class Framing:
-    """What a head's own fields say; None: the field is not there. `options` are those of Connection."""
+    """What a head's own fields say; None: the field is not there. `options` are those of Connection.
+
+    `schemes` are of those that authenticate a connection: in a request those of credentials, in an answer those of
+    challenges that carry a token.
+    """
 
     length: int | None = None
     is_chunked: bool = False
@@ -70,6 +79,7 @@ class Framing:
     expectation: bytes | None = None
     keep_alive: bytes | None = None
     takes_trailers: bool = False
+    schemes: frozenset[bytes] = frozenset()
 
 
 @lru_cache(maxsize=256)
@@ -152,7 +162,7 @@ class AnswerHead(NamedTuple):
     `requests_left` how many more it takes there (None: it does not say). `may_pipeline`: also several at a time.
 
     `plain` is all of it as it goes to an HTTP/1.1 client that stays, and `plain_length` the length of the body, when
-    the head is of the common kind: a length, and a connection that stays. Else the length is -1.
+    the head is of the common kind: a length, and a connection that stays and is nobody's own. Else the length is -1.
     """
 
     status: int
@@ -178,7 +188,7 @@ def parse_answer(has_via: bool, head: bytes) -> AnswerHead:
     if minor_version not in (0, 1) or not 100 <= status <= 999 or not _STATUS_LINE.match(head):
         raise FramingError("the status line is not HTTP/1")
     lines = [b"HTTP/1.1 %d %b" % (status, parsed["message"])]
-    framing = read_fields(parsed["headers"], lines, OURS_IN_ANSWERS)
+    framing = read_fields(parsed["headers"], lines, SEEN_IN_ANSWERS)
     if framing.is_chunked and not minor_version:
         raise FramingError("Transfer-Encoding in HTTP/1.0")
     if has_via:
@@ -187,7 +197,7 @@ def parse_answer(has_via: bool, head: bytes) -> AnswerHead:
     idle_limit, requests_left = read_keep_alive(framing.keep_alive or b"")
     stays = b"close" not in options and (minor_version == 1 or b"keep-alive" in options) and idle_limit > 0
     has_usual_end = status >= 200 and status not in (204, 304) and framing.length is not None
-    is_plain = has_usual_end and stays and requests_left is None
+    is_plain = has_usual_end and stays and requests_left is None and not framing.schemes
     joined = b"\r\n".join(lines)
     plain_length = framing.length if is_plain and framing.length is not None else -1
     return AnswerHead(
@@ -219,16 +229,16 @@ def read_keep_alive(value: bytes) -> tuple[float, int | None]:
     return hints.get(b"timeout", math.inf), hints.get(b"max")
 
 
-def read_fields(fields: Fields, lines: list[bytes], ours: Container[bytes] = OURS) -> Framing:
+def read_fields(fields: Fields, lines: list[bytes], seen: Container[bytes] = SEEN_IN_REQUESTS) -> Framing:
     """Append to `lines` the fields that go on, in their order; return what the others say.
 
-    `ours` are the names, in small letters, that are not simply passed on. Raises FramingError.
+    `seen` are the names, in small letters, that are not simply passed on. Raises FramingError.
     """
     framing = Framing()
     nominated = False
     for name, value in fields:
         lower = name.lower()
-        if lower not in ours:
+        if lower not in seen:
             lines.append(name + b": " + value)
         elif lower == b"host":
             if framing.host is not None or not is_host(value):
@@ -250,6 +260,12 @@ def read_fields(fields: Fields, lines: list[bytes], ours: Container[bytes] = OUR
             options = {option.strip(b" \t").lower() for option in value.split(b",")}
             framing.options |= options
             nominated = nominated or not options <= _NEVER_NOMINATED
+        elif lower in _CREDENTIALS:
+            framing.schemes |= _http_authentication.of_credentials(value)
+            lines.append(name + b": " + value)
+        elif lower in _CHALLENGES:
+            framing.schemes |= _http_authentication.of_tokens(value)
+            lines.append(name + b": " + value)
         elif lower == b"expect":
             # Two of them are a list, and no list is met.
             framing.expectation = value.lower() if framing.expectation is None else b""
@@ -270,6 +286,12 @@ def read_fields(fields: Fields, lines: list[bytes], ours: Container[bytes] = OUR
 def drop(lines: list[bytes], names: Container[bytes]) -> list[bytes]:
     """`lines` without the fields of these names; the first line is none."""
     return lines[:1] + [line for line in lines[1:] if line.partition(b":")[0].lower() not in names]
+
+
+def have_credentials(lines: list[bytes]) -> bool:
+    """Whether one of `lines`, those that go on, has credentials that authenticate a connection."""
+    fields = [line.partition(b":")[::2] for line in lines]
+    return any(_http_authentication.of_credentials(value) for name, value in fields if name.lower() in _CREDENTIALS)
 
 
 def without(lines: bytes, *names: bytes) -> bytes:

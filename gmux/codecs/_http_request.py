@@ -36,13 +36,32 @@ PROXIED = frozenset((b"CONNECT", b"OPTIONS", b"TRACE"))
 
 
 class HttpRequest(Request):
-    """With what the framing of its answer depends on."""
+    """With what the framing of its answer depends on, and what becomes of the upstream connection.
 
-    __slots__ = ("has_doubtful_body", "method", "minor_version")
+    has_doubtful_body  the target may take the body for another request
+    binds              it may authenticate the connection, which is the client's own from then on
+    is_usual           the answer is framed as most are, and both of these are false
+    """
 
-    method: bytes
-    minor_version: int
-    has_doubtful_body: bool
+    __slots__ = ("binds", "has_doubtful_body", "is_usual", "method", "minor_version")
+
+    def __init__(self, data: bytes, method: bytes, minor_version: int, close: bool, binds: bool = False) -> None:
+        # Without a call of the base's: each request pays for it.
+        self.data = data
+        self.whole = True
+        self.close = close
+        # Credentials for one connection are good for no other, nor beside the requests of others.
+        self.repeatable = not binds and method in IDEMPOTENT
+        self.pipelines = not binds and method in SAFE
+        self.method = method
+        self.minor_version = minor_version
+        self.binds = binds
+        self.has_doubtful_body = False
+        self.is_usual = bool(minor_version) and not binds and method != b"HEAD"
+
+    def doubt_body(self) -> None:
+        self.has_doubtful_body = True
+        self.is_usual = False
 
 
 class HttpRequestDecoder(Buffer):
@@ -92,11 +111,7 @@ class HttpRequestDecoder(Buffer):
         # RFC 9110 section 9.3.2: nothing but the method says that an answer has no content, also one to a bad request.
         if self._body is not None or not self.peek(2 * MAX_EMPTY_LINES + len(HEAD)).lstrip(b"\r\n").startswith(HEAD):
             return None
-        request = HttpRequest(b"", close=True)
-        request.method = HEAD.rstrip()
-        request.minor_version = 1
-        request.has_doubtful_body = False
-        return request
+        return HttpRequest(b"", HEAD.rstrip(), 1, close=True)
 
     def _next_part(self, body: Body) -> Part | None:
         part = body.read(self)
@@ -113,13 +128,14 @@ class HttpRequestDecoder(Buffer):
         assert request is not None
         self._chunked = None
         size = body.size
-        request.has_doubtful_body = request.method in BODYLESS and size > 0
+        if request.method in BODYLESS and size:
+            request.doubt_body()
         trailers = self._rewriting.drop_from_trailers(body.trailers)
         if not trailers:
             request.data += b"Content-Length: %d\r\n" % size + self._end
             return
         # Only chunks can have trailers. Whether the target knows them is in doubt.
-        request.has_doubtful_body = True
+        request.doubt_body()
         request.data += b"Transfer-Encoding: chunked\r\n" + self._end + (b"%x\r\n" % size if size else b"")
         part.data += (b"\r\n" if size else b"") + b"0\r\n" + trailers + b"\r\n"
 
@@ -164,14 +180,13 @@ class HttpRequestDecoder(Buffer):
             end = rewriting.end(minor_version, framing.takes_trailers)
         if rewriting.forwards:
             end = rewriting.forwarded_lines(self._client, host) + b"\r\n" + end
-        request = HttpRequest(data[:-2] + end, True, method in IDEMPOTENT, closes, method in SAFE)
-        request.method = method
-        request.minor_version = minor_version
-        request.has_doubtful_body = False
+        binds = bool(framing.schemes) and _http_head.have_credentials(lines)
+        request = HttpRequest(data[:-2] + end, method, minor_version, closes, binds)
         if framing.expectation is not None and minor_version and framing.expectation != b"100-continue":
             raise ExpectationFailed("no expectation but 100-continue is met")
         if framing.length:
-            request.has_doubtful_body = method in BODYLESS
+            if method in BODYLESS:
+                request.doubt_body()
             self._begin_body(request, framing)
         elif framing.is_chunked:
             request.data = b"\r\n".join(_http_head.drop(lines[:-1], (b"transfer-encoding",))) + b"\r\n"

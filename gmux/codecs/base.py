@@ -101,6 +101,19 @@ class Part:
         self.idle_limit = idle_limit
 
 
+class PrivatePart(Part):
+    """The last part of an answer after which the upstream connection is the asker's own, and takes no one else's
+    requests: the target has authenticated the connection, and not the request. So it is again for each later answer.
+
+    Not `reusable` to all others; a plain `Part` that is not ends the connection.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, data: bytes, close: bool = False, idle_limit: float = NO_LIMIT) -> None:
+        super().__init__(data, True, close, False, idle_limit)
+
+
 class Interim(Part):
     """A message before the answer itself; without data, one that does not go on. A refusal may still follow."""
 

@@ -8,8 +8,10 @@ import pytest
 
 from tests.support.clients import Client
 from tests.support.framing import HTTP
+from tests.support.ntlm import NtlmClient, NtlmTarget
 from tests.support.service import Server
 from tests.support.target import Target, answer
+from tests.support.wait import wait_until
 
 
 def seen(*words: str, fields: bytes = b"") -> tuple[list[bytes], bytes]:
@@ -61,3 +63,22 @@ def test_set_header_given_several_times_sets_removes_and_replaces():
 def test_host_of_the_operator_stands_for_that_of_the_client():
     lines, _ = seen("--no-via", "--host", "own.example")
     assert lines == [b"Host: own.example", b"Connection: keep-alive"]
+
+
+def test_private_timeout_over_closes_the_connection_and_others_get_their_turn():
+    with NtlmTarget(1) as target, Server(target, private_timeout="200ms") as server:
+        with NtlmClient(server.address, b"user") as user, NtlmClient(server.address) as other:
+            user.sign_on()
+            assert user.get(b"a") == (200, b"user a")
+            assert other.get(b"b") == (200, b"nobody b")
+            wait_until(lambda: server.said("sent no request for 0.2 s (--private-timeout)"))
+        assert (target.accepted, target.refused) == (2, 0)
+
+
+def test_private_timeout_not_over_keeps_the_connection_for_its_client():
+    with NtlmTarget(1) as target, Server(target, private_timeout="1h", queue_timeout="100ms") as server:
+        with NtlmClient(server.address, b"user") as user, NtlmClient(server.address) as other:
+            user.sign_on()
+            assert other.get(b"b")[0] == 503
+            assert user.get(b"a") == (200, b"user a")
+        assert target.accepted == 1
