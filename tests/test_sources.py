@@ -267,7 +267,7 @@ MIXED = '[defaults]\nspec = "binary"\npipeline = 2\n' + TWO + 'protocol = "iso85
 
 def test_default_that_is_for_another_protocol_is_left_out():
     a, b = load(MIXED).config.routes
-    assert (a.spec, b.spec) == ("ascii", "binary")
+    assert (a.spec, b.spec) == ("auto", "binary")
 
 
 def test_default_that_no_route_has_a_protocol_for_is_warned_of():
