@@ -19,7 +19,7 @@ LOAD = $(if $(TARGET_DELAY),--delay $(TARGET_DELAY)) $(if $(PIPELINE),--pipeline
 LOADTEST = $(LOAD) $(if $(USERS),--users $(USERS)) $(if $(RATE),--rate $(RATE))
 BENCH = $(LOAD) $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-.PHONY: run test style types tests chaos docs format loadtest bench clean
+.PHONY: run test style types tests chaos soak docs format loadtest bench clean
 
 run: $(VENV)/installed
 	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s); ^C ends it."
@@ -41,6 +41,10 @@ tests: $(VENV)/tested
 # Workers, masters and reloads killed at random. make chaos CHAOS_SECONDS=600 CHAOS_SEED=7
 chaos: $(VENV)/tested
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -q -s tests/test_chaos.py
+
+# A million exchanges with targets that misbehave in every way. make soak SOAK_EXCHANGES=100000 SOAK_SEED=7
+soak: $(VENV)/tested
+	SOAK_EXCHANGES=$(or $(SOAK_EXCHANGES),1000000) $(BIN)/pytest -q -s tests/test_soak.py
 
 # The reference of the settings; a test fails where it is stale.
 docs: $(VENV)/installed
