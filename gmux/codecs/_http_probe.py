@@ -20,6 +20,9 @@ USER_AGENT = b"gmux (pipelining test)"
 #: sent together, with few exceptions, which still show a loss. A test tries all depths.
 ORDER = (0, 0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 1, 0)
 
+#: Requests that are sent together at most, whatever the depth: about 20 KB.
+MAX_TOGETHER = 64
+
 #: The kind that is asked alone afterwards. It differs from the last one in ORDER, so an answer left over shows.
 LAST = 1
 
@@ -75,6 +78,9 @@ class HttpProbe:
         self._pair: tuple[Kind, Kind] | None = None
         # What is sent together, step by step: of each request its kind and its padding.
         mixed = tuple(zip(ORDER, PADDING, strict=True))
+        if depth > len(mixed):
+            # What was not seen is not relied on. A loss shows in any number of them by the answers that do not come.
+            mixed = (mixed * (MAX_TOGETHER // len(mixed)))[:depth]
         self._steps = deque(mixed[at : at + depth] for at in range(0, len(mixed), depth))
         self._steps.append(((LAST, 0),))
         self._due: tuple[tuple[int, int], ...] = ()
