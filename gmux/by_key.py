@@ -59,6 +59,20 @@ class KeyedUpstream(PipelinedUpstream):
         if self._mute >= MAX_MUTE:
             self.fail(UpstreamClosed(f"the target said nothing while {self._mute} requests timed out"))
             return
+        self._reserve(key, exchange, error)
+
+    def discard(self, exchange: Exchange, error: ExchangeError) -> None:
+        # Its client has left, which says nothing of the target and is no reason to fail others.
+        key = cast(KeyedRequest, exchange.request).key
+        if self._in_flight.get(key) is not exchange:
+            return
+        if exchange.end > self._written:
+            self._owner.abandon(exchange)  # again later; until it is out, its place is taken
+        else:
+            self._reserve(key, exchange, error)
+
+    def _reserve(self, key: Hashable, exchange: Exchange, error: ExchangeError) -> None:
+        """End the exchange; its answer may come late, and its key is nobody's until then."""
         del self._in_flight[key]
         self._late.add(key)
         self.load -= 1
@@ -68,8 +82,6 @@ class KeyedUpstream(PipelinedUpstream):
         else:
             self._owner.freed(self)
         exchange.asker.fail(exchange, error)
-
-    discard = give_up
 
     @property
     def is_clean(self) -> bool:

@@ -10,6 +10,8 @@ from contextlib import ExitStack, suppress
 import gevent
 import iso8583
 import pytest
+from gevent import socket
+from gevent.lock import Semaphore
 from iso8583.specs import default
 from iso8583.specs import default_ascii as SPEC
 
@@ -385,3 +387,65 @@ def test_spec_whose_bitmap_has_another_max_len_gives_nobody_the_answer_of_anothe
             scene.host.answer(at)
         for stan, client in zip((123, 124, 125), clients, strict=True):
             assert read(client.receive())["11"] == f"{stan:06}"
+
+
+def test_clients_that_leave_a_slow_target_cost_nobody_the_connection():
+    """That they left says nothing of the target; only requests that time out do."""
+    with Scene() as scene:
+        good, *others = scene.ask(*(message("0200", number) for number in range(5)))
+        for other in others:
+            other.vanish("reset")
+        scene.service.wait_clients(1)
+        wait_until(lambda: not scene.service.pool._discarding, what="their requests are given up")
+        scene.host.answer(0)
+        assert read(good.receive())["11"] == "000000"
+        # Their answers, when they come, are nobody's, also not that of a new request with the same key.
+        [again] = scene.ask(message("0200", 2))
+        scene.host.say(2, answer_to(message("0200", 2, f48="of the one that left")))
+        wait_until(lambda: len(scene.host.requests) == 6)
+        scene.host.say(5, answer_to(message("0200", 2, f48="own")))
+        assert read(again.receive())["48"] == "own"
+        assert scene.target.accepted == 1
+
+
+def test_clients_that_leave_while_their_requests_are_not_out_cost_nobody_the_connection():
+    """What comes behind half a request is a part of it to the target, so it keeps its place until it is out."""
+    gate = Semaphore(0)
+    filling = "x" * 900
+
+    def behaviour(connection, request):
+        if read(request[2:])["11"] == "000000":
+            gate.acquire()  # until then nothing is read
+        connection.send(ISO8583.wrap(answer_to(request[2:])))
+        return ()
+
+    big = {"pipeline": "3000", "max_clients": "3000"}
+    with Target(behaviour, ISO8583) as target, serving(target, **KEY | big) as service, ExitStack() as stack:
+        service.wait_ready()
+        service.pool._discarding._seconds = 0.05
+        (upstream,) = service.pool._upstreams
+        # With little room in between, few requests fill it.
+        upstream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        target.connections[0].sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        clients = []
+        while upstream._writer is None:
+            assert len(clients) < 2000, "the socket takes all"
+            client = stack.enter_context(Client(service.address, ISO8583))
+            client.send(message("0200", len(clients), f48=filling))
+            clients.append(client)
+            wait_until(lambda: upstream.load == len(clients))
+            gevent.sleep(0)
+        assert len(clients) > 1
+        for _ in range(3):
+            before = upstream.load
+            client = stack.enter_context(Client(service.address, ISO8583))
+            client.send(message("0200", 5000 + before, f48=filling))
+            wait_until(lambda before=before: upstream.load > before)
+            client.vanish("reset")
+        wait_until(lambda: len(service.pool._discarding) == 3)
+        gevent.sleep(0.15)  # they are looked at more than once
+        assert not upstream.is_closing
+        gate.release()
+        for number, client in enumerate(clients):
+            assert read(client.receive())["11"] == f"{number:06}"
+        assert target.accepted == 1
