@@ -318,6 +318,10 @@ class Pool:
         asked = upstream.used - (self._settings.greeting is not None)
         if upstream.greeting is None and (asked > 0 or monotonic() - upstream.opened >= self._settings.retry_delay):
             self._failures = 0
+            if self._retry_timer is not None and not self._upstreams:
+                # What failed was one more beside this one. The target took this one, and may take its successor.
+                self._retry_timer.stop()
+                self._retry_timer = None
         elif not (upstream.is_retired or self._is_stopping):
             # It took the connection only to end it: to knock again at once would be a busy loop.
             hint = f"ends new connections; does it allow {self._settings.size}?"

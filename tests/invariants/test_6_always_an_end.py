@@ -248,3 +248,26 @@ def test_request_queue_of_a_target_that_goes_down_ends_in_time():
         gevent.joinall([first, *others], raise_error=True)
         assert monotonic() - begin < MARGIN
         assert {user.value for user in others} == {"closed"}
+
+
+def test_connection_of_use_that_ends_is_replaced_at_once_though_one_more_was_refused():
+    """That the target takes no second connection while it serves the first says nothing of what it does afterwards."""
+    gate = Semaphore(0)
+    with Target((hold(gate), answer)) as target:
+        where = target.where
+        settings = {"pool_size": "2", "pool_min": "0", "retry_delay": "1h"}
+        with serving(target, **settings) as service, ExitStack() as stack:
+            first, second, third = (stack.enter_context(Client(service.address)) for _ in range(3))
+            first.send(b"one")
+            wait_until(lambda: target.requests == [b"one"])
+            target.close()  # it listens no more; the connection stays
+            second.send(b"two")
+            wait_until(lambda: service.pool._retry_timer is not None, what="the refusal of a second connection")
+            gate.release()
+            gate.release()
+            assert (first.receive(), second.receive()) == (b"one", b"two")
+            with Target(address=where) as again:
+                target.close_all()
+                wait_until(lambda: not service.connected)
+                assert third.ask(b"three") == b"three"
+                assert again.accepted == 1
