@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from gevent import get_hub
 from gmux import net
 from gmux.codecs.base import Codec, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
-from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout
+from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout, describe_fault
 from gmux.exchange import Exchange
 from gmux.mailbox import Sent
 from gmux.net import READ_SIZE
@@ -384,7 +385,7 @@ class Client:
     # Ends.
 
     def _codec_failed(self) -> None:
-        self._shared.log.exception("%s: the codec failed", self.name)
+        self._shared.log.error("%s: the codec failed: %s", self.name, describe_fault(sys.exception()))
         self.abort()
 
     def _refuse_incoming(self, error: ExchangeError) -> None:
@@ -402,7 +403,11 @@ class Client:
 
     def _refuse(self, error: ExchangeError, request: Request | None) -> None:
         self._warn(error)
-        refusal = self._shared.codec.refuse(error, request)
+        try:
+            refusal = self._shared.codec.refuse(error, request)
+        except Exception:  # it ends with this client: others may be behind it in the same list
+            self._codec_failed()
+            return
         if refusal.data:
             self._write(refusal.data)
         if refusal.close or request is None:

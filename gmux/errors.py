@@ -27,6 +27,7 @@ GmuxError
 """
 
 from collections.abc import Sequence
+from traceback import extract_tb
 
 
 class GmuxError(Exception):
@@ -121,3 +122,10 @@ class BadAnswer(ExchangeError):
 
 class AnswerTooLarge(ExchangeError):
     cause = "client/answer"
+
+
+def describe_fault(error: BaseException | None) -> str:
+    """An error that nobody foresaw, in one line, with the place where it was raised."""
+    places = extract_tb(error.__traceback__) if error is not None else []
+    where = f" in {places[-1].filename}, line {places[-1].lineno}" if places else ""
+    return f"{error!r}{where}"

@@ -14,7 +14,7 @@ from gevent import get_hub
 
 from gmux import net
 from gmux.codecs.base import AnswerDecoder, Part
-from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
+from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed, describe_fault
 from gmux.exchange import Exchange
 from gmux.licence import Licence
 from gmux.upstream import Owner, Traits, Upstream
@@ -193,7 +193,7 @@ class PipelinedUpstream(Upstream):
         except BadAnswer as bad:
             error = bad
         except Exception as bad:  # a codec's own fault, of another package perhaps
-            error = BadAnswer(f"the codec failed: {bad!r}")
+            error = BadAnswer(f"the codec failed: {describe_fault(bad)}")
         if error is None and not reason and not self.is_closing:
             if decoder.data or (parts and not parts[-1][1].last):
                 net.acknowledge(self._sock)  # an answer is not here whole

@@ -6,7 +6,7 @@ import socket
 
 from gmux import net
 from gmux.codecs.base import AnswerDecoder, Part, PrivatePart, Unsolicited
-from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed
+from gmux.errors import BadAnswer, ExchangeError, UpstreamClosed, describe_fault
 from gmux.exchange import Exchange
 from gmux.upstream import Owner, Traits, Upstream
 
@@ -64,7 +64,7 @@ class StrictUpstream(Upstream):
         except BadAnswer as error:
             self.fail(error)
         except Exception as error:  # a codec's own fault, of another package perhaps
-            self.fail(BadAnswer(f"the codec failed: {error!r}"))
+            self.fail(BadAnswer(f"the codec failed: {describe_fault(error)}"))
 
     def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""

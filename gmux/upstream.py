@@ -28,7 +28,7 @@ from gevent import get_hub
 
 from gmux import net
 from gmux.codecs.base import NO_LIMIT, AnswerDecoder, Part
-from gmux.errors import BadAnswer, ExchangeError
+from gmux.errors import BadAnswer, ExchangeError, describe_fault
 from gmux.exchange import Exchange
 from gmux.net import READ_SIZE
 
@@ -301,6 +301,9 @@ class Upstream:
             except BadAnswer as error:
                 self.close(str(error))
                 return False
+            except Exception as error:  # a codec's own fault, of another package perhaps
+                self.close(f"the codec failed: {describe_fault(error)}")
+                return False
             if decoder.has_surplus:
                 # Its rest would be taken for the beginning of the next answer.
                 self.close("half a message came that nobody asked for")
@@ -320,7 +323,11 @@ class Upstream:
 
     def _on_end(self, reason: str, is_broken: bool) -> None:
         if not self.is_closing:
-            self._end(reason, is_broken)
+            try:
+                self._end(reason, is_broken)
+            except Exception as error:  # a codec's own fault, of another package perhaps
+                self.fail(BadAnswer(f"the codec failed: {describe_fault(error)}"))
+                self._leave(reason, is_broken)
         elif is_broken:
             self._close_now(self._close_reason)
         else:

@@ -21,6 +21,7 @@ from gunicorn.workers.base import Worker
 from gmux import logs, net, samples
 from gmux.access import AccessLog
 from gmux.config import RouteConfig, ServiceConfig, budget_name
+from gmux.errors import describe_fault
 from gmux.folder import Folder
 from gmux.logs import LOGGER
 from gmux.route import Route
@@ -51,6 +52,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         gevent.reinit()
+        gevent.get_hub().print_exception = report_fault
         self._stopping = Event()
         super().init_process()
 
@@ -140,6 +142,11 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         while True:
             self.notify()
             gevent.sleep(seconds)
+
+
+def report_fault(context: Any, kind: Any, value: Any, traceback: Any) -> None:
+    """Log an error that reached the loop; gevent would print it on a standard error that may be gone."""
+    LOGGER.error("gmux has a fault, please report it: %s", describe_fault(value))
 
 
 def _kind_of_connections(config: RouteConfig) -> str:
