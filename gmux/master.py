@@ -104,6 +104,14 @@ class Service(Protocol):
         """The configuration as it is now, and the sockets for it. Raises GmuxError; then nothing is changed."""
 
 
+def in_effect(signals: list[int]) -> list[int]:
+    """What is left to do of signals that wait: nothing that comes before a stop, and one reload for several."""
+    stops = [number for number in signals if number in STOPS]
+    if stops:
+        return stops
+    return [number for at, number in enumerate(signals) if number != signal.SIGHUP or number not in signals[:at]]
+
+
 class ReloadCut(Exception):
     """A signal to stop came while a reload waits for its old workers."""
 
@@ -134,9 +142,9 @@ class Master(Arbiter):  # type: ignore[misc]
         with suppress(StartError):
             self.app.keep_folder()
         signals: list[int] = super().wait_for_signals(min(timeout, self._watchdog.interval or timeout))
-        if self._is_incomplete and signal.SIGHUP not in signals:
+        if self._is_incomplete:
             signals.append(signal.SIGHUP)
-        return signals
+        return in_effect(signals)
 
     def start(self) -> None:
         # gunicorn would tell systemd, too, in words of its own.

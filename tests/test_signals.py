@@ -10,9 +10,11 @@ import signal
 import termios
 from contextlib import ExitStack, contextmanager
 
+import gevent
 import pytest
 from gevent.lock import Semaphore
 
+from gmux.master import in_effect
 from gmux.net import format_address
 from tests.support.clients import Client
 from tests.support.load import Load
@@ -75,6 +77,38 @@ def test_stop_during_a_reload_does_not_wait_for_the_reload(number):
             wait_said(server, "the master is stopping")
             gate.release()
         assert server.wait() == 0
+
+
+def test_hups_that_wait_are_one_and_a_stop_comes_before_them():
+    """A script that sends them in a loop would otherwise keep the service from ending for as many reloads."""
+    with Target() as target, Server(target) as server:
+        wait_said(server, "new target connection")
+        for _ in range(50):
+            server.signal(signal.SIGHUP)
+            gevent.sleep(0.001)  # or the kernel makes one of them
+        wait_said(server, "reloaded")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+        started = sum("started" in line for line in server.log)
+        assert started <= 10
+        stopping = next(at for at, line in enumerate(server.log) if "the master is stopping" in line)
+        assert not any("started" in line for line in server.log[stopping:])
+        assert target.peak == 1
+
+
+@pytest.mark.parametrize(
+    ("signals", "left"),
+    [
+        ([], []),
+        ([signal.SIGHUP] * 3, [signal.SIGHUP]),
+        ([signal.SIGTTIN, signal.SIGTTIN], [signal.SIGTTIN, signal.SIGTTIN]),
+        ([signal.SIGHUP, signal.SIGUSR2, signal.SIGHUP], [signal.SIGHUP, signal.SIGUSR2]),
+        ([signal.SIGHUP, signal.SIGTTIN, signal.SIGTERM, signal.SIGHUP], [signal.SIGTERM]),
+        ([signal.SIGTERM, signal.SIGQUIT], [signal.SIGTERM, signal.SIGQUIT]),
+    ],
+)
+def test_signals_that_wait_for_the_master(signals, left):
+    assert in_effect(signals) == left
 
 
 # Reload.
