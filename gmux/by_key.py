@@ -106,8 +106,10 @@ class KeyedUpstream(PipelinedUpstream):
                 continue
             exchange = self._in_flight.get(part.key)
             if exchange is None or (exchange.end > self._written and not self._is_out(exchange)):
-                self._late.discard(part.key)
                 owner.late(self, part.data)
+                if part.key in self._late:
+                    self._late.discard(part.key)
+                    owner.unblocked(part.key)
                 continue
             del self._in_flight[part.key]
             self.load -= 1
@@ -122,7 +124,7 @@ class KeyedUpstream(PipelinedUpstream):
                 return "the target answered before it had the whole request"
 
     def _late_over(self, key: Hashable) -> None:
-        self._owner.unblocked()
+        self._owner.unblocked(key)
 
     def _dismiss(self) -> list[Exchange]:
         rest = list(self._in_flight.values())

@@ -8,6 +8,7 @@ before any of the answers is delivered: the target never idles while requests wa
 from __future__ import annotations
 
 import socket
+from collections.abc import Hashable
 from typing import Protocol
 
 from gevent import get_hub
@@ -51,8 +52,8 @@ class PipelineOwner(Owner, Protocol):
     def late(self, upstream: PipelinedUpstream, message: bytes) -> None:
         """An answer came that fits no request, as one does whose request was given up."""
 
-    def unblocked(self) -> None:
-        """What did not fit may fit now."""
+    def unblocked(self, key: Hashable) -> None:
+        """A request with this key, which was reserved, may fit now."""
 
     def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
         """A request that was put together with others may be lost; the connection ends."""

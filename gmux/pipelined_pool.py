@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
+from collections.abc import Hashable
 from operator import attrgetter
 from typing import cast
 
@@ -53,6 +54,8 @@ class PipelinedPool(Pool):
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
         # The one that takes no more requests because others ask for it.
         self._lending: PipelinedUpstream | None = None
+        # Keys that are reserved no more, whose first request in the queue is to be looked at.
+        self._unblocked: set[Hashable] = set()
         self._has_probe = self._make_probe() is not None
         self.licence = Licence(not self._has_probe)
         self._prober = Prober(self._make_probe, self.licence, log, self._probed)
@@ -145,16 +148,22 @@ class PipelinedPool(Pool):
     def late(self, upstream: PipelinedUpstream, message: bytes) -> None:
         what = f"{self._codec.describe(message)}, {upstream.name}"
         self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {what}")
-        # Not now: the connection is at its next message.
-        gevent.get_hub().loop.run_callback(self.unblocked)
 
-    def unblocked(self) -> None:
-        passed = set()
-        for exchange in list(self._waiting):
+    def unblocked(self, key: Hashable) -> None:
+        # Not now: the connection is at its next message. And once for all of this turn: a target that stood still may
+        # send thousands of late answers, with thousands of requests in the queue.
+        if self._waiting and not self._unblocked:
+            gevent.get_hub().loop.run_callback(self._begin_unblocked)
+        if self._waiting:
+            self._unblocked.add(key)
+
+    def _begin_unblocked(self) -> None:
+        keys, self._unblocked = self._unblocked, set()
+        for exchange in [e for e in self._waiting if cast(KeyedRequest, e.request).key in keys]:
             key = cast(KeyedRequest, exchange.request).key
-            if key not in passed and self._begin(exchange):
+            if key in keys and self._begin(exchange):
                 self._waiting.discard(exchange)
-            passed.add(key)
+            keys.discard(key)
 
     def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
         if self.licence.is_granted:

@@ -15,6 +15,7 @@ from gevent.lock import Semaphore
 from iso8583.specs import default
 from iso8583.specs import default_ascii as SPEC
 
+from gmux.pipelined_pool import PipelinedPool
 from tests.support.clients import Client
 from tests.support.framing import ISO8583
 from tests.support.service import serving
@@ -449,3 +450,26 @@ def test_clients_that_leave_while_their_requests_are_not_out_cost_nobody_the_con
         for number, client in enumerate(clients):
             assert read(client.receive())["11"] == f"{number:06}"
         assert target.accepted == 1
+
+
+def test_late_answers_by_the_thousand_leave_the_queue_alone(monkeypatch):
+    """That is what a host sends after it stood still. Each cost a walk over all that wait, and a call of the loop."""
+    looked_at = 0
+    begin = PipelinedPool._begin
+
+    def counting(pool, exchange):
+        nonlocal looked_at
+        looked_at += 1
+        return begin(pool, exchange)
+
+    with Scene(pipeline="1", correlation="key") as scene:
+        first, *others = scene.ask(*(message("0200", number) for number in range(50)))
+        monkeypatch.setattr(PipelinedPool, "_begin", counting)
+        late = ISO8583.wrap(answer_to(message("0200", 999)))
+        scene.host.connections[0].send(late * 2000 + ISO8583.wrap(answer_to(message("0200", 0))))
+        assert read(first.receive())["11"] == "000000"
+        assert looked_at == 0
+        for at, other in enumerate(others, 1):
+            wait_until(lambda at=at: len(scene.host.requests) > at)
+            scene.host.answer(at)
+            assert read(other.receive())["11"] == f"{at:06}"
