@@ -94,26 +94,26 @@ ABOUT: dict[str, str] = {
         "11](protocols.md#what-a-message-is) without a spec."
     ),
     "key_fields": (
-        "The fields that an answer has in common with its request, once for all message types and once for each that "
-        "differs. Without it, by key 11 and 41, or 7 and 11 where there is no 41; by order 11."
+        "The fields that an answer has in common with its request: one list for all message types, and one for each "
+        "type that differs. Without it, by key 11 and 41, or 7 and 11 where there is no 41; by order 11."
     ),
     "late_window": (
-        "By key: for so long after `--timeout` the key of a request stays reserved on its connection, so that a late "
-        "answer is not taken for that of a new request. `0`: as long as the connection lives."
+        "By key: for this long after `--timeout` the key of a request stays reserved on its connection, so that a late "
+        "answer is not taken for that of a new request. `0`: as long as the connection is open."
     ),
     "unsolicited": (
-        "What gmux does with [a message that nobody asked for](protocols.md#what-belongs-to-one-hop). `auto` drops it, "
-        "and closes the connection where it cannot read what the message is."
+        "What gmux does with [an unsolicited message](protocols.md#what-belongs-to-one-hop). `auto` drops it, with a "
+        "warning, and closes the connection where it cannot read the message type."
     ),
     "answer_network_management": (
         "gmux answers echo tests, sign-ons and sign-offs of the target, and echo tests of clients."
     ),
     "on_connect": (
-        "A message, without its length header, that is sent on each new connection. Its answer is waited for before "
-        "the first request. Without one the attempt to connect has failed."
+        "A message, without its length header, that is sent on each new connection. gmux waits for its answer before "
+        "the first request. Without an answer the attempt to connect has failed."
     ),
     "idle_check": (
-        "An idle connection is asked for a sign of life by an echo test, and closed when there is none within "
+        "gmux sends an echo test on a connection that is idle for this long, and closes it when no answer comes within "
         "`--timeout`."
     ),
     "queue_limit": (
@@ -150,9 +150,9 @@ ABOUT: dict[str, str] = {
         "needed or `--pool-min` asks for it."
     ),
     "private_timeout": (
-        "With NTLM, Negotiate and their kin the target authenticates the connection, which is the client's own from "
-        "then on. When the client has sent no request for so long, the connection is closed. See "
-        "[connections that belong to a client](protocols.md#connections-that-belong-to-a-client)."
+        "With NTLM, Negotiate and similar schemes the target authenticates the connection, and only that client uses "
+        "it from then on. When the client has sent no request for this long after an answer, the connection is closed. "
+        "See [connections that belong to a client](protocols.md#connections-that-belong-to-a-client)."
     ),
     "max_clients": (
         "Clients connected at once to a worker. One more is refused: a 503 over `http`, a close elsewhere. Clients "
