@@ -96,7 +96,7 @@ class PrivateConnections:
                 self._warn(
                     "pool/queue",
                     f"{exchange.asker.name}: waits, as clients have all {self._size} connections to the target for"
-                    " themselves (--pool-size, --private-timeout)",
+                    " themselves (--pool-size, --private-timeout) (pool/queue)",
                 )
             return False
         if tie.is_resting:

@@ -215,7 +215,7 @@ def test_target_that_mixes_up_or_loses_some_of_many_requests_is_served_one_by_on
     monkeypatch.setattr(prober, "SILENCE", 0.3)
     with Rough(reply) as target, serving(target.where, protocol="http", pipeline="16") as service:
         assert load(service) == ALL_RIGHT
-    assert warnings(caplog)[0].startswith("the target does not answer requests that are sent together")
+    assert warnings(caplog)[0].startswith("the target failed the test of requests that are sent together")
 
 
 @pytest.mark.parametrize("size", [512, 1024, 4096])
@@ -224,7 +224,7 @@ def test_target_whose_buffer_cuts_a_request_in_two_is_served_one_by_one(size, ca
     with Rough(all_of, size) as target, serving(target.where, protocol="http", pipeline="32") as service:
         assert load(service) == ALL_RIGHT
         assert target.most == 1
-    assert warnings(caplog)[0].startswith("the target does not answer requests that are sent together")
+    assert warnings(caplog)[0].startswith("the target failed the test of requests that are sent together")
 
 
 def test_target_that_says_the_same_to_all_is_served_one_by_one(caplog):

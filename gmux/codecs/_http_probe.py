@@ -30,7 +30,7 @@ LAST = 1
 #: different places of a request. Together they are more than 4096 bytes; each request alone stays a common one.
 PADDING = tuple(40 + at * 269 % 401 for at in range(len(ORDER)))
 
-LOST = "the target does not answer requests that are sent together"
+LOST = "the target failed the test of requests that are sent together"
 ALIKE = "the target's answers cannot be told apart, so nothing shows whether it answers requests that are sent together"
 ENDING = "the target ends its connection after most answers, so it cannot answer requests that are sent together"
 LIMITED = "the target speaks HTTP/1.0, or limits the requests on a connection (Keep-Alive: max)"
