@@ -70,11 +70,18 @@ def upgrade(server: Server, pid_file: Path) -> None:
     """USR2, then TERM to the old master when the new one serves."""
     second = pid_file.with_name(pid_file.name + ".2")
     server.signal(signal.SIGUSR2)
-    wait_until(lambda: second.exists() and second.read_text().strip(), what="the pid file of the new master")
-    new = int(second.read_text())
+    new = wait_until(lambda: number_in(second), what="the pid file of the new master")
     wait_until(lambda: server.workers(new), what="the workers of the new master")
     server.signal(signal.SIGTERM)
-    wait_until(lambda: pid_file.exists() and pid_file.read_text() == f"{new}\n", what="the new master in its place")
+    wait_until(lambda: number_in(pid_file) == new, what="the new master in its place")
+
+
+def number_in(file: Path) -> int:
+    """Of a process; 0 for a file that is not there, as in the moment when the old master has removed it."""
+    try:
+        return int(file.read_text() or 0)
+    except FileNotFoundError:
+        return 0
 
 
 @pytest.mark.parametrize(

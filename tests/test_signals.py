@@ -316,6 +316,8 @@ def configured(tmp_path, text: str):
         write(text)
         server = stack.enter_context(Server(target, config=str(file), protocol="", target="", listen="", process=ALONE))
         wait_said(server, "worker")
+        # The first line may have been there before the second.
+        server.address = server.find_address()
         yield server, write, stack.enter_context(Load(server.address)), names
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -222,13 +223,14 @@ class Server:
 
     def __enter__(self) -> Server:
         try:
-            self.address = wait_until(self._find, what="the line that tells the address")
+            self.address = wait_until(self.find_address, what="the line that tells the address")
         except BaseException:
             self.stop()
             raise
         return self
 
-    def _find(self) -> net.Address | None:
+    def find_address(self) -> net.Address | None:
+        """What the last line of the log says of it."""
         told = re.search(r"listening on unix:(\S+)", self.said("listening on"))
         if told:
             return told[1]
@@ -276,8 +278,6 @@ class Server:
 
     def stop(self) -> int:
         """TERM, and KILL when that does not help; the exit code."""
-        for master in self.upgrades():
-            os.kill(master, signal.SIGTERM)
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -287,8 +287,15 @@ class Server:
                     os.kill(worker, signal.SIGKILL)
                 self._process.kill()
                 self._process.wait()
-        # Until the last process of it has closed its log; an orphan does so a moment after its master.
-        self._reading.join(PATIENCE)
+        # Until the last process of it has closed its log; an orphan does so a moment after its master. The master of an
+        # upgrade may be known only now.
+        ended: set[int] = set()
+        end = monotonic() + PATIENCE
+        while not self._reading.ready() and monotonic() < end:
+            for master in set(self.upgrades()) - ended:
+                ended.add(master)
+                os.kill(master, signal.SIGTERM)
+            self._reading.join(0.05)
         return self._process.returncode
 
     def _read(self) -> None:
