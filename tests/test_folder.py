@@ -96,7 +96,7 @@ def test_lock_is_held_by_a_service_over_a_reload(tmp_path):
 
 
 def test_cleaner_of_systemd_passes_the_folder_by(tmp_path):
-    cleaner = program("systemd-tmpfiles", "systemd")
+    cleaner = program("systemd-tmpfiles", "systemd-standalone-tmpfiles")
     base = tmp_path / "base"
     (base / "run").mkdir(parents=True, mode=0o700)
     (base / "stray").mkdir()
