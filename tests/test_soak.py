@@ -80,7 +80,16 @@ def linger(connection: Any, data: bytes) -> None:
 
 
 def say_nothing(connection: Any, data: bytes) -> None:
-    pass
+    """No word more on this connection.
+
+    To leave out one answer and give the next would be another fault, which nobody can see before it is too late where
+    several are in flight by order and an answer does not name its request.
+    """
+    connection.is_mute = True
+
+
+def is_mute(connection: Any) -> bool:
+    return getattr(connection, "is_mute", False)
 
 
 class SoakTarget(Target):
@@ -152,6 +161,8 @@ def host(tally: Tally) -> Any:
         return message(dice.choice((b"0800", b"0820", b"0620", b"0200", b"0420", b"0400")), number, b"own")
 
     def behave(connection: Any, request: bytes) -> tuple[()]:
+        if is_mute(connection):
+            return ()
         wrap = connection.target.framing.wrap
         asked = connection.target.framing.payload(request)
         number = int(asked[20:26])
@@ -217,6 +228,8 @@ def ender(tally: Tally) -> Any:
 
     def behave(connection: Any, request: bytes) -> tuple[()]:
         data = connection.target.framing.answer(request)
+        if is_mute(connection):
+            return ()
         if tally.dice.random() < FAULT_SHARE / 2:
             end = tally.dice.choice(ENDS)
             tally.faults[end.__name__] += 1
@@ -280,6 +293,8 @@ def intranet(tally: Tally) -> Any:
 
     def behave(connection: Any, request: bytes) -> Any:
         steps = authenticating(connection, request)
+        if is_mute(connection):
+            return ()
         if tally.dice.random() < FAULT_SHARE / 4:
             end = tally.dice.choice((end_before, reset_before, say_nothing))
             tally.faults[end.__name__] += 1
