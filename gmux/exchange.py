@@ -32,7 +32,8 @@ class Exchange:
     repeats   how often it was sent again in all
     is_abandoned  whether the asker is gone
     upstream  of a pipelined one, the connection that it is on
-    end       of a pipelined one, the bytes that its connection was given up to its own last one
+    begin     of a pipelined one, the bytes that its connection was given before its own first one
+    end       the same, up to its own last one
     """
 
     __slots__ = (
@@ -45,10 +46,12 @@ class Exchange:
         "repeats",
         "is_abandoned",
         "upstream",
+        "begin",
         "end",
     )
 
     upstream: object
+    begin: int
     end: int
 
     def __init__(self, asker: Asker, request: Request, body: Spool | None = None) -> None:

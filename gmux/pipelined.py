@@ -140,6 +140,7 @@ class PipelinedUpstream(Upstream):
         self._owner.asked(exchange)
         self.load += 1
         self._batch.append(data)
+        exchange.begin = self._accepted
         self._accepted += len(data)
         if exchange.body is not None:
             self._body = exchange
@@ -300,5 +301,4 @@ class PipelinedUpstream(Upstream):
 
     def _is_out(self, exchange: Exchange) -> bool:
         """Whether a byte of the request may have reached the target."""
-        size = len(exchange.request.data) + (len(exchange.body) if exchange.body is not None else 0)
-        return exchange.end - size < self._written
+        return exchange.begin < self._written

@@ -11,7 +11,7 @@ from gevent.lock import Semaphore
 from gmux import net
 from gmux.errors import ConnectError
 from tests.support.clients import Client, tagged
-from tests.support.framing import HTTP, LINE
+from tests.support.framing import HTTP, LINE, Framing
 from tests.support.service import Service, serving
 from tests.support.stream import Closed
 from tests.support.target import Target, answer, close, garbage, reset, send
@@ -409,6 +409,28 @@ def test_pipeline_http_body_too_large_for_one_piece_has_the_connection_for_itsel
         for number, client in enumerate(clients):
             assert HTTP.payload(HTTP.read(client)) == b"%d" % number
         assert target.peak == 1
+
+
+def test_pipeline_http_answer_before_the_whole_body_is_delivered_and_ends_the_connection():
+    """A 413 was a 502: the request was taken for one that had not been sent."""
+    size = 8_000_000
+
+    def read(stream):
+        head = stream.until(b"\r\n\r\n")
+        if head.startswith(b"POST "):
+            stream.exactly(200_000)
+            stream.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+            stream.target.released.wait()
+        return head
+
+    framing = Framing("http", read, HTTP.wrap, HTTP.payload)
+    with Target(framing=framing) as target, serving(target, pipeline="4") as service:
+        with Client(service.address, HTTP) as client:
+            client.send_raw(b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+            assert HTTP.read(client).startswith(b"HTTP/1.1 413 ")
+            client.send_raw(get(b"next"))
+            assert HTTP.payload(HTTP.read(client)) == b"next"
+        assert target.accepted == 2
 
 
 def stream(connection):

@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from tests.support.clients import Client, tagged
-from tests.support.framing import HTTP, ISO8583, LINE
+from tests.support.framing import HTTP, ISO8583, LINE, Framing
 from tests.support.service import serving
 from tests.support.target import (
     Target,
@@ -173,3 +173,25 @@ def test_http_request_whose_answer_began_with_a_dropped_100_is_not_sent_again():
             told = HTTP.read(client)
         assert told.startswith(b"HTTP/1.1 502 ")
         assert [request.split(b" ")[1] for request in seen] == [b"/first", b"/second"]
+
+
+@pytest.mark.parametrize("pipeline", ["1", "4"])
+@pytest.mark.parametrize("method", [b"POST", b"PUT"])
+def test_http_body_half_taken_by_the_target_is_not_sent_again(method, pipeline):
+    """It went again, without what had been taken of it: the rest of an upload, under the head of the whole."""
+    size = 8_000_000
+    begun = []
+
+    def read(stream):
+        head = stream.until(b"\r\n\r\n")
+        if head.startswith(method):
+            begun.append(stream.exactly(200_000))
+            stream.close()
+        return head
+
+    framing = Framing("http", read, HTTP.wrap, HTTP.payload)
+    with Target(framing=framing) as target, serving(target, pipeline=pipeline) as service:
+        with Client(service.address, HTTP) as client:
+            client.send_raw(method + b" /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+            assert HTTP.read(client).startswith(b"HTTP/1.1 502 ")
+        assert len(begun) == 1
