@@ -217,6 +217,22 @@ def test_by_order_the_fields_that_answers_have_in_common_can_be_others():
         assert read(client.receive())[2] == "mine"
 
 
+@pytest.mark.parametrize("mode", [MODES["strict"], MODES["by order"]])
+def test_by_order_a_second_answer_is_told_from_that_to_the_same_number_of_another_terminal(mode):
+    """Each terminal counts for itself: with field 11 alone the next one got it, and its own answer was dropped."""
+    with Scene(key_fields=["11,41"], **mode) as scene:
+        first, second = (scene.enter_context(Client(scene.service.address, ISO8583)) for _ in range(2))
+        for number, client, terminal in ((1, first, "TERM0001"), (2, second, "TERM0002")):
+            client.send(message("0200", 7, f41=terminal))
+            wait_until(lambda number=number: len(scene.target.requests) == number)
+            scene.say(message("0210", 7, f41="TERM0001", f48="first"))
+            if client is first:
+                assert read(client.receive())[2] == "first"
+        scene.say(message("0210", 7, f41="TERM0002", f48="second"))
+        assert read(second.receive())[2] == "second"
+        assert scene.target.accepted == 1
+
+
 @each_mode
 def test_answer_of_a_client_goes_nowhere_and_takes_no_turn(mode):
     with Scene(**mode) as scene:
