@@ -188,6 +188,13 @@ class PipelinedPool(Pool):
         self.freed(upstream)
         self._share()
 
+    def bound(self, upstream: Upstream, exchange: Exchange) -> None:
+        if _pipelined(upstream).is_held:
+            # Not retired: it is the target's answer that ends it, and the probe must know.
+            upstream.close("the target takes the connection of the probe for one user's")
+        else:
+            super().bound(upstream, exchange)
+
     def closing(self, upstream: Upstream, reason: str) -> None:
         super().closing(upstream, reason)
         self._prober.ended(upstream, reason)

@@ -246,6 +246,19 @@ def test_target_that_closes_behind_each_answer_is_served_and_probed_once(caplog)
     assert warning.startswith("the target ends its connection after most answers")
 
 
+def test_target_that_authenticates_the_connection_of_the_probe_is_served_and_probed_once(caplog):
+    challenge = b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: NTLM TlRMTVNTUA==\r\nContent-Length: 0\r\n\r\n"
+
+    def challenging(requests: list[bytes]) -> bytes:
+        return challenge if is_probe(requests[0]) else all_of(requests)
+
+    with Rough(challenging) as target, serving(target.where, protocol="http", pipeline="8") as service:
+        assert load(service) == ALL_RIGHT
+        assert [name for name in target.paths if name[:2] != b"/c"][1:] == [b"/", b"/", b"*"]
+    (warning,) = warnings(caplog)
+    assert warning.endswith(REFUSED)
+
+
 @pytest.mark.parametrize("size", [700, 4096, 65536])
 @pytest.mark.parametrize("reply", [all_of, body_for_head])
 @pytest.mark.parametrize("depth", ["2", "5", "16", "64"])
