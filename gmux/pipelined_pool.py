@@ -69,9 +69,7 @@ class PipelinedPool(Pool):
         if self._ties and self._private.use(exchange):
             return
         if self._lending is not None and not self._slots.has_asks():
-            # Who asked has one, or is gone.
-            self._lending.is_aged = False
-            self._lending = None
+            self._stop_lending()  # who asked has one, or is gone
         if not self._begin(exchange):
             self._queue(exchange)
 
@@ -189,6 +187,9 @@ class PipelinedPool(Pool):
         self._share()
 
     def bound(self, upstream: Upstream, exchange: Exchange) -> None:
+        if upstream is self._lending:
+            # Like each that is a client's own it is not for others. To end it now would cost the client its handshake.
+            self._stop_lending()
         if _pipelined(upstream).is_held:
             # Not retired: it is the target's answer that ends it, and the probe must know.
             upstream.close("the target takes the connection of the probe for one user's")
@@ -223,13 +224,24 @@ class PipelinedPool(Pool):
             self._lending = min(open_ones, key=attrgetter("load"))
             self._lending.is_aged = True
 
+    def _stop_lending(self) -> None:
+        if self._lending is not None:
+            self._lending.is_aged = False
+            self._lending = None
+
+    def _aged(self, upstream: Upstream) -> None:
+        if upstream is self._lending:
+            self._lending = None  # it is to be replaced, whoever asks
+        super()._aged(upstream)
+
     def _wrap(self, sock: socket.socket) -> Upstream:
         kind = KeyedUpstream if self._is_by_key else OrderedUpstream
         return kind(self, sock, self._codec.answer_decoder(), self._traits)
 
     def _hand_over(self, upstream: Upstream) -> None:
         upstream.is_aged = False  # or it would have been replaced, or lent
-        self._lending = None
+        if upstream is self._lending:
+            self._lending = None
         if self._waiting and (not upstream.is_stale() or upstream.catch_up()):
             if not self.licence.is_granted and self._seek_licence(_pipelined(upstream)):
                 return

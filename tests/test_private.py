@@ -11,13 +11,16 @@ from time import monotonic
 import gevent
 import pytest
 from gevent import subprocess
+from gevent.lock import Semaphore
 
+from gmux.folder import Folder
+from gmux.sharing import SLICE, SharedSlots
 from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client
 from tests.support.framing import HTTP
-from tests.support.ntlm import TYPE_1, NtlmClient, NtlmTarget, reply, type_3
+from tests.support.ntlm import TYPE_1, NtlmClient, NtlmTarget, authenticating, reply, type_3
 from tests.support.programs import program
-from tests.support.service import Server, Service, serving
+from tests.support.service import LOG, Server, Service, serving
 from tests.support.stream import Closed
 from tests.support.target import Target, hold
 from tests.support.wait import wait_until
@@ -437,6 +440,33 @@ def test_access_log_and_trace_know_of_private_connections(tmp_path, caplog):
     assert len(lines) == 3
     assert len({re.search(r'upstream=("[^"]+")', line)[1] for line in lines}) == 1
     assert all(line.endswith("outcome=answered") for line in lines)
+
+
+@MODES
+def test_client_signs_on_while_another_process_asks_for_its_connection(mode, tmp_path):
+    gate = Semaphore(0)
+
+    def share(stack: ExitStack) -> Service:
+        slots = SharedSlots(Folder(tmp_path), "target", 1, "", LOG)
+        return stack.enter_context(serving(target, slots, pool_min="0", private_timeout="300ms", **mode))
+
+    with NtlmTarget(1) as target, ExitStack() as stack:
+        one, two = share(stack), share(stack)
+        al = stack.enter_context(NtlmClient(one.address, b"al"))
+        other = stack.enter_context(NtlmClient(two.address))
+        assert al.get(b"x") == (200, b"nobody x")
+        target.behaviour = lambda connection, request: (hold(gate), *authenticating(connection, request))
+        al.put(b"", b"NTLM " + TYPE_1)
+        wait_until(lambda: one.pool._answering)
+        other.put(b"y")
+        gevent.sleep(2 * SLICE)  # by then its share is another's, if it can do without
+        wait_until(one.pool._slots.has_asks)
+        for _ in range(3):
+            gate.release()
+        assert HTTP.read(al).startswith(b"HTTP/1.1 401 ")
+        assert al.finish() == (200, b"al hello")
+        assert other.take() == (200, b"nobody y")
+        assert (target.peak, target.refused) == (1, 0)
 
 
 @pytest.mark.parametrize("mode", [[], ["--pipeline", "4"]], ids=["strict", "pipelined"])
