@@ -121,7 +121,7 @@ def is_plain_answer(answer: bytes, request: bytes, at: int) -> bool:
 def is_known_answer(message: bytes, at: int) -> bool:
     """Whether the type of the message says that it is an answer."""
     plan = _plans.get(message[at : at + LEAD])
-    if plan is not None:
+    if plan is not None and not plan.coding.pairs:  # what looks like BCD is believed only with its number
         return plan.is_answer
     identity = identify(message, at)
     return identity is not None and identity.is_answer
@@ -129,24 +129,30 @@ def is_known_answer(message: bytes, at: int) -> bool:
 
 def identify(message: bytes, at: int) -> Identity | None:
     """What the message that begins `at` is; None: not even its type can be read."""
-    found = _find(message, at)
+    found = _read(message, at)
     if found is None:
         return None
-    plan, at = found
-    number = _number(message, at, plan)
-    if number is None and plan.coding.pairs:
-        return None
+    plan, number = found
     return Identity(plan.kind, plan.is_answer, {str(NUMBER): number} if number else {})
 
 
 def describe(message: bytes, at: int) -> str:
     """Type and number for the log, and no other field."""
-    found = _find(message, at)
-    if found is None or identify(message, at) is None:
+    found = _read(message, at)
+    if found is None:
         return f"{len(message) - at} bytes, whose type cannot be read"
+    plan, number = found
+    return plan.mti + (f", 11={plan.coding.text(number)}" if number else "")
+
+
+def _read(message: bytes, at: int) -> tuple[_Plan, bytes | None] | None:
+    """The plan of a message, and its field 11 as `_number` has it; None: not even its type can be read."""
+    found = _find(message, at)
+    if found is None:
+        return None
     plan, at = found
     number = _number(message, at, plan)
-    return plan.mti + (f", 11={plan.coding.text(number)}" if number else "")
+    return None if number is None and plan.coding.pairs else (plan, number)
 
 
 def _find(message: bytes, at: int) -> tuple[_Plan, int] | None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from iso8583.specs import default, default_ascii
 
-from gmux.codecs._iso8583_identity import DIGITS, describe, identify
+from gmux.codecs._iso8583_identity import DIGITS, describe, identify, is_known_answer
 
 
 def respelt(base, **fields):
@@ -105,6 +105,7 @@ OPAQUE = {
     "a header of Visa": bytes.fromhex("160102009c000000000000000000000000000000000002002020000000800000"),
     "a binary header": bytes.fromhex("0100000000000000") + encode(default_ascii, "0200", f11="000001"),
     "BCD without a number": bytes.fromhex("02002000000000000000000000"),
+    "BCD of type and bitmap": bytes.fromhex("02102000000000000000"),
     "BCD cut off": bytes.fromhex("0200202000000080"),
     "TPDU alone": b"\x60\0\1\0\0",
 }
@@ -114,6 +115,7 @@ OPAQUE = {
 def test_what_is_no_type_is_not_taken_for_one(message):
     assert identify(message, 0) is None
     assert describe(message, 0) == f"{len(message)} bytes, whose type cannot be read"
+    assert not is_known_answer(message, 0)
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"0200", b"0210", b"\2\0", b"\xf0\xf2\xf0\xf0", b"`....02"]))
