@@ -1,7 +1,7 @@
 """The runtime folder: where the gmux processes of one user meet, and what keeps it and its files in place.
 
 Temporary folders are cleaned: by systemd-tmpfiles, by other programs, by hand. A slot whose file is gone is no slot any
-more, as the next process makes a new file of that name and locks that. So whoever uses the folder
+more, as the next process makes a new file of that name and locks that. So each process that uses the folder
 
 - holds a shared lock on it, which systemd-tmpfiles respects (tmpfiles.d(5), "BSD file locks"),
 - looks each second whether it, and all that is kept in it, is still there, and puts back what is not.
@@ -27,7 +27,7 @@ from gmux.logs import LOGGER
 #: Seconds between two looks. For so long, and no longer, two processes may believe that they hold one slot.
 LOOK_INTERVAL = 1.0
 
-#: Seconds after which the time of a file is set anew. Who cleans by age waits for hours; each second would wear out the
+#: Seconds after which the time of a file is set again. Cleaners by age wait for hours; each second would wear out the
 #: flash memory of a small machine.
 TOUCH_INTERVAL = 60.0
 

@@ -231,7 +231,7 @@ class PipelinedPool(Pool):
 
     def _aged(self, upstream: Upstream) -> None:
         if upstream is self._lending:
-            self._lending = None  # it is to be replaced, whoever asks
+            self._lending = None  # its age replaces it, also when no other process asks any more
         super()._aged(upstream)
 
     def _wrap(self, sock: socket.socket) -> Upstream:

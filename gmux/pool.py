@@ -6,7 +6,7 @@ made yet, so a request that gets a permit goes out at once or has a connection m
 first come, first served. A connection that becomes free passes its permit on to the first in line; it is given back
 only when nobody waits.
 
-Nothing here switches greenlets, but for `_connect`, which runs in a greenlet of its own, and `drain`.
+Nothing here switches greenlets, but for `_connect`, which runs in a greenlet of its own, and `stop`.
 """
 
 from __future__ import annotations

@@ -23,6 +23,9 @@ BASE24_SIZE = 12
 #: Version (1987, 1993, 2003, national, private), class, function and origin: those digits that have a meaning.
 _TYPE = re.compile(r"[01289][1-8][0-7][0-5]", re.ASCII)
 
+#: A bitmap in hexadecimal digits.
+_HEX_BITMAP = re.compile("[0-9A-Fa-f]{16}")
+
 #: The digits of the fields from 3 to 11, in these versions.
 DIGITS = {3: 6, 4: 12, 5: 12, 6: 12, 7: 10, 8: 8, 9: 8, 10: 8, 11: 6}
 VERSIONS = "01"
@@ -168,7 +171,7 @@ def _find(message: bytes, at: int) -> tuple[_Plan, int] | None:
     mti = coding.text(message[at : at + mti_size])
     if _TYPE.fullmatch(mti) is None:
         return None
-    bitmap_size = 8 if coding.pairs or not _is_hex(coding.text(message[at + 4 : at + 20])) else 16
+    bitmap_size = 8 if coding.pairs or _HEX_BITMAP.fullmatch(coding.text(message[at + 4 : at + 20])) is None else 16
     lead = message[at : at + mti_size + bitmap_size]
     plan = _plans.get(lead)
     if plan is None:
@@ -176,10 +179,6 @@ def _find(message: bytes, at: int) -> tuple[_Plan, int] | None:
             _plans.clear()
         plan = _plans[lead] = _make_plan(mti, coding, lead[mti_size:], bitmap_size)
     return plan, at
-
-
-def _is_hex(text: str) -> bool:
-    return re.fullmatch("[0-9A-Fa-f]{16}", text) is not None
 
 
 def _make_plan(mti: str, coding: _Coding, bitmap: bytes, bitmap_size: int) -> _Plan:
