@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -289,6 +290,7 @@ class Client:
         exchange.body.write(part.data)
         if part.last:
             self._incoming = None
+            exchange.began = monotonic()
             self._checkout(exchange)
 
     def _checkout(self, exchange: Exchange) -> None:

@@ -2,19 +2,23 @@
 
 Because the duration is the same for all, the order of adding is the order of expiry: a deadline costs two dictionary
 operations, and one timer of the loop serves them all. A request's way sets and clears several deadlines, so this is
-on the hot path.
+on the hot path. Thousands that expire together do so over several turns of the loop.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
 from gevent import get_hub
 
 T = TypeVar("T")
+
+#: Seconds of work in one turn of the loop, after which the rest of what has expired waits for the next turn.
+SLICE = 0.001
 
 
 class Deadlines(OrderedDict[T, float]):
@@ -42,13 +46,20 @@ class Deadlines(OrderedDict[T, float]):
         if self._timer is None and self._seconds:
             self._arm(self._seconds)
 
-    def add_first(self, thing: T) -> None:
-        """Put `thing` at the head of the queue, with the deadline of what stood there."""
-        head = next(iter(self.values()), None)
-        self.add(thing)
-        if head is not None:
-            self[thing] = head
-            self.move_to_end(thing, last=False)
+    def add_first(self, thing: T, since: float = inf) -> None:
+        """Put `thing` at the head of the queue, with the deadline of what stood there.
+
+        Where one that was added at the time `since` has a sooner deadline, `thing` has that.
+        """
+        head = next(iter(self.values()), monotonic())
+        self[thing] = min(head, since)
+        self.move_to_end(thing, last=False)
+        if self._timer is not None and since < head:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+        if self._timer is None and self._seconds:
+            self._arm(max(self._wait(), 0))
 
     def discard(self, thing: T) -> None:
         """Stop the clock of `thing`, if it runs."""
@@ -71,9 +82,12 @@ class Deadlines(OrderedDict[T, float]):
     def _on_timer(self) -> None:
         # The timer is left running when things are discarded; here it finds out what is left to wait for.
         self._timer = None
+        end = monotonic() + SLICE
         try:
             while self and self._wait() <= 0:
                 self._expired(self.pop_first())
+                if monotonic() > end:
+                    break
         finally:
             # Also when `expired` raised: the loop reports it, and the others must still expire.
             if self and self._timer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Protocol
 
 from gmux.codecs.base import Part, Request
@@ -25,6 +26,7 @@ class Asker(Protocol):
 class Exchange:
     """One request on its way.
 
+    began     when it was whole and could be sent, by `monotonic`: what bounds the time in which it is sent again
     body      what follows `request.data`, when the request was too large for one piece
     answered  whether the target has begun to answer
     told      whether the asker was given a part of the answer
@@ -40,6 +42,7 @@ class Exchange:
         "asker",
         "request",
         "body",
+        "began",
         "answered",
         "told",
         "retries",
@@ -58,6 +61,7 @@ class Exchange:
         self.asker = asker
         self.request = request
         self.body = body
+        self.began = monotonic()
         self.answered = self.told = False
         self.retries = self.repeats = 0
         self.is_abandoned = False

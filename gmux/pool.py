@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -27,7 +28,7 @@ from gevent.lock import BoundedSemaphore
 from gmux import net
 from gmux.access import RouteAccess
 from gmux.codecs.base import NO_LIMIT, Codec, Part, Request, Unsolicited
-from gmux.deadlines import Deadlines
+from gmux.deadlines import SLICE, Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, Stopped, UpstreamClosed
 from gmux.exchange import Asker, Exchange
 from gmux.private import PrivateConnections
@@ -316,7 +317,9 @@ class Pool:
             self._permits.release()
         self._log.info("closed target connection: %s (%s)", upstream.name, reason)
         asked = upstream.used - (self._settings.greeting is not None)
-        if upstream.greeting is None and (asked > 0 or monotonic() - upstream.opened >= self._settings.retry_delay):
+        # What was answered in this turn of the loop may not be delivered yet.
+        is_greeted = upstream.greeting is None or upstream.greeting.answered
+        if is_greeted and (asked > 0 or monotonic() - upstream.opened >= self._settings.retry_delay):
             self._failures = 0
             if self._retry_timer is not None and not self._upstreams:
                 # What failed was one more beside this one. The target took this one, and may take its successor.
@@ -332,12 +335,24 @@ class Pool:
         self._settle()
 
     def repeat(self, exchanges: Iterable[Exchange]) -> None:
+        settings = self._settings
+        longest = settings.queue_timeout + settings.connect_timeout if settings.queue_timeout else inf
+        now = monotonic()
+        too_late = []
         for exchange in reversed(tuple(exchanges)):
-            if exchange.is_abandoned:
+            if exchange.is_abandoned or exchange.asker is self._own:  # what gmux asks is asked of one connection
                 self.forget(exchange)
+            elif now - exchange.began >= longest:
+                too_late.append(exchange)
             else:
-                self._waiting.add_first(exchange)
+                self._waiting.add_first(exchange, exchange.began + longest - settings.queue_timeout)
         self._settle()
+        for exchange in reversed(too_late):
+            error = UpstreamClosed(
+                f"the target closed the connection, and {longest:g} s (--queue-timeout and --connect-timeout) are over,"
+                " so the request is not sent again"
+            )
+            exchange.asker.fail(exchange, error)
 
     def unsolicited(self, upstream: Upstream, part: Part) -> str:
         policy = self._settings.unsolicited
@@ -381,15 +396,24 @@ class Pool:
         if self._is_stopping:
             return
         if self._retry_timer is not None:
-            if self._is_down:
-                for exchange in self._waiting.take_all():
-                    exchange.asker.fail(exchange, self._last_error)
+            self._refuse_all()
             return
         wanted = self.wanted() - len(self._connecting)
         # The permits of idle connections are theirs.
         while wanted > 0 and self._permits.counter > len(self._idle) and self._permits.acquire(blocking=False):
             self._open()
             wanted -= 1
+
+    def _refuse_all(self) -> None:
+        """Fail those who wait while the target is known to be down; thousands of them over several turns."""
+        end = monotonic() + SLICE
+        while self._waiting and self._is_down and not self._is_stopping:
+            exchange = self._waiting.pop_first()
+            exchange.asker.fail(exchange, self._last_error)
+            if monotonic() > end:
+                # A timer and not a callback: the loop runs callbacks on and on before it looks at sockets again.
+                gevent.get_hub().loop.timer(0).start(self._refuse_all)
+                return
 
     def wanted(self) -> int:
         """The connections that are worth making, with those that are being made."""

@@ -307,3 +307,37 @@ def test_real_loop_calls_expired():
     with gevent.Timeout(30):
         told.wait()
     assert "a" not in queue
+
+
+def test_thing_added_first_since_long_ago_expires_sooner_than_all_others(clock):
+    expired = []
+    queue = Deadlines(SECONDS, lambda thing: expired.append((thing, clock.now - start)))
+    start = clock.now
+    clock.advance(4)
+    queue.add("a")
+    queue.add_first("b", start)
+    queue.add_first("c", start + 50)
+    assert len(clock.timers) == 1
+    clock.advance(100)
+    assert expired == [("c", 10), ("b", 10), ("a", 14)]
+
+
+def test_many_things_that_are_due_leave_the_loop_its_turns(clock):
+    turns = []
+
+    def work(thing: int) -> None:
+        clock.now += 1
+        turns.append(clock.turn)
+
+    clock.turn = 0
+    queue = Deadlines(SECONDS, work)
+    for thing in range(3):
+        queue.add(thing)
+    (timer,) = clock.timers
+    clock.now += SECONDS
+    while clock.timers:
+        (timer,) = clock.timers
+        timer.stop()
+        timer.callback()
+        clock.turn += 1
+    assert turns == [0, 1, 2]

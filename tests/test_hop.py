@@ -14,7 +14,7 @@ from tests.support.clients import Client
 from tests.support.framing import HTTP, ISO8583, LINE, MPU
 from tests.support.service import serving
 from tests.support.stream import Closed
-from tests.support.target import Target, answer
+from tests.support.target import Target, answer, close, pause
 from tests.support.wait import wait_until
 
 POLLS = {ISO8583: b"\0\0", MPU: b"0000"}
@@ -289,6 +289,27 @@ def test_on_connect_is_sent_first_on_each_connection_and_its_answer_waited_for(m
         assert read(clients[0].receive())["t"] == "0210"
         assert [read(request)["t"] for request in target.requests].count("0800") == 2
         assert read(target.requests[-1])["t"] == "0200"
+
+
+@each_mode
+def test_on_connect_that_is_answered_right_before_the_end_is_no_failed_connect(mode, tmp_path, caplog):
+    ends = 0
+
+    def behaviour(connection, request):
+        nonlocal ends
+        if read(request[2:])["t"] == "0800" and ends < 3:
+            ends += 1
+            # After more than --retry-delay: it is no connection that the target took only to end it.
+            return (pause(0.03), approve, close)
+        return (approve,)
+
+    settings = mode | {"on_connect": greeting(tmp_path, SIGN_ON), "retry_delay": "10ms"}
+    with Target(behaviour, ISO8583) as target, serving(target, **settings) as service:
+        with Client(service.address, ISO8583) as client:
+            client.send(PURCHASE)
+            assert read(client.receive())["t"] == "0210"
+        assert target.accepted == 4
+    assert "next attempt" not in caplog.text
 
 
 @each_mode

@@ -11,8 +11,10 @@ from gevent.lock import Semaphore
 
 import gmux.pool
 from gmux.client import MAX_AHEAD
+from gmux.codecs.base import Request
+from gmux.exchange import Exchange
 from tests.support.clients import Client
-from tests.support.framing import MPU
+from tests.support.framing import HTTP, MPU
 from tests.support.service import MemorySlots, deaf_listener, serving
 from tests.support.stream import Closed
 from tests.support.target import (
@@ -271,3 +273,105 @@ def test_connection_of_use_that_ends_is_replaced_at_once_though_one_more_was_ref
                 wait_until(lambda: not service.connected)
                 assert third.ask(b"three") == b"three"
                 assert again.accepted == 1
+
+
+def longest_turn(work) -> float:
+    """Seconds for which nothing else had a turn of the loop, while `work` waited for its end."""
+    longest, is_over = 0.0, False
+
+    def watch():
+        nonlocal longest
+        last = monotonic()
+        while not is_over:
+            gevent.sleep(0)
+            longest, last = max(longest, monotonic() - last), monotonic()
+
+    watching = gevent.spawn(watch)
+    gevent.sleep(0)
+    work()
+    is_over = True
+    watching.join()
+    return longest
+
+
+class SlowToFail:
+    """It takes a moment to hear of a failure, as writing a refusal does."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.failed = 0
+
+    def deliver(self, exchange, part):
+        raise AssertionError("nothing answers")
+
+    def fail(self, exchange, error):
+        self.failed += 1
+        end = monotonic() + 0.0002
+        while monotonic() < end:
+            pass
+
+
+@pytest.mark.parametrize("way", ["expired", "refused"])
+def test_thousands_that_end_together_leave_others_their_turns(way):
+    settings = {"expired": {"queue_timeout": "50ms"}, "refused": {"retry_delay": "1h"}}[way]
+    with Target(never) as target, serving(target, **settings) as service:
+        service.wait_ready()
+        asker = SlowToFail()
+        exchanges = [Exchange(asker, Request(b"%d\n" % number)) for number in range(2001)]
+        for exchange in exchanges:
+            service.pool.checkout(exchange)
+
+        def work():
+            if way == "refused":
+                target.close()
+                target.close_all()
+            wait_until(lambda: asker.failed >= 2000)
+
+        assert longest_turn(work) < 0.2  # all together take 0.4 s
+        target.close_all()
+        wait_until(lambda: asker.failed == 2001)
+
+
+def test_request_is_not_sent_again_when_its_time_is_over():
+    """What it took before, and what it may take now, are together no longer than the docs say."""
+    seen = []
+
+    def behaviour(connection, request):
+        seen.append(request)
+        return (answer,) if len(seen) == 1 else (pause(0.3), close)
+
+    settings = {"queue_timeout": "100ms", "connect_timeout": "100ms", "timeout": "60s"}
+    with Target(behaviour, HTTP) as target, serving(target, **settings) as service:
+        with Client(service.address, HTTP) as client:
+            for path in (b"first", b"second"):
+                client.send_raw(b"GET /" + path + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+                told = HTTP.read(client)
+        assert told.startswith(b"HTTP/1.1 502 ")
+        assert len(seen) == 2
+
+
+def test_request_that_is_sent_again_waits_no_longer_than_its_time():
+    gate = Semaphore(0)
+    seen = []
+
+    def behaviour(connection, request):
+        seen.append(request)
+        return {1: (answer,), 2: (pause(0.35), close)}.get(len(seen), (hold(gate), answer))
+
+    settings = {"queue_timeout": "300ms", "connect_timeout": "100ms", "timeout": "60s", "pool_min": "0"}
+    slots = MemorySlots(1)
+    with Target(behaviour, HTTP) as target, serving(target, slots, **settings) as service:
+        with Client(service.address, HTTP) as client:
+            client.send_raw(b"GET /first HTTP/1.1\r\nHost: a\r\n\r\n")
+            HTTP.read(client)
+            begin = monotonic()
+            client.send_raw(b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n")
+            wait_until(lambda: len(seen) == 2)
+            # Another process takes the slot when the connection has ended.
+            taker = gevent.spawn(slots.acquire)
+            told = HTTP.read(client)
+            took = monotonic() - begin
+        assert told.startswith(b"HTTP/1.1 503 ")
+        assert 0.35 < took < 0.35 + 0.2  # not the time before and a whole --queue-timeout
+        taker.get().slot.release()
