@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Hashable
-from typing import cast
+from typing import Protocol, cast
 
 from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part, Unsolicited
 from gmux.deadlines import Deadlines
@@ -23,10 +23,22 @@ from gmux.upstream import Traits
 MAX_MUTE = 3
 
 
+class KeyedOwner(PipelineOwner, Protocol):
+    """What such a connection asks of its pool besides. No call may switch greenlets."""
+
+    def late(self, upstream: KeyedUpstream, message: bytes) -> None:
+        """An answer came that fits no request, as one does whose request was given up."""
+
+    def unblocked(self, upstream: KeyedUpstream, key: Hashable) -> None:
+        """The key is reserved no more: a request with it may fit."""
+
+
 class KeyedUpstream(PipelinedUpstream):
     __slots__ = ("_alone", "_in_flight", "_late", "_mute")
 
-    def __init__(self, owner: PipelineOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
+    _owner: KeyedOwner
+
+    def __init__(self, owner: KeyedOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
         super().__init__(owner, sock, decoder, traits)
         self._in_flight: dict[Hashable, Exchange] = {}
         # The exchange that nothing may be put beside: a greeting.
@@ -35,16 +47,19 @@ class KeyedUpstream(PipelinedUpstream):
         self._mute = 0
         self._late: Deadlines[Hashable] = Deadlines(traits.late_window, self._late_over)
 
-    def fits(self, exchange: Exchange) -> bool:
-        key = cast(KeyedRequest, exchange.request).key
+    @property
+    def has_place(self) -> bool:
+        """Whether it may take a request whose key it does not hold."""
         return (
-            self.load < self._depth
-            and key not in self._in_flight
-            and not self.is_closing
-            and (not self._late or key not in self._late)
-            and not (self.is_aged and self.load)
-            and self._alone is None
+            self.load < self._depth and not self.is_closing and self._alone is None and not (self.is_aged and self.load)
         )
+
+    def holds(self, key: Hashable) -> bool:
+        """Whether the key is in flight or reserved here."""
+        return key in self._in_flight or (bool(self._late) and key in self._late)
+
+    def fits(self, exchange: Exchange) -> bool:
+        return self.has_place and not self.holds(cast(KeyedRequest, exchange.request).key)
 
     def give_up(self, exchange: Exchange, error: ExchangeError) -> None:
         key = cast(KeyedRequest, exchange.request).key
@@ -109,7 +124,7 @@ class KeyedUpstream(PipelinedUpstream):
                 owner.late(self, part.data)
                 if part.key in self._late:
                     self._late.discard(part.key)
-                    owner.unblocked(part.key)
+                    owner.unblocked(self, part.key)
                 continue
             del self._in_flight[part.key]
             self.load -= 1
@@ -124,7 +139,7 @@ class KeyedUpstream(PipelinedUpstream):
                 return "the target answered before it had the whole request"
 
     def _late_over(self, key: Hashable) -> None:
-        self._owner.unblocked(key)
+        self._owner.unblocked(self, key)
 
     def _dismiss(self) -> list[Exchange]:
         rest = list(self._in_flight.values())

@@ -8,7 +8,6 @@ before any of the answers is delivered: the target never idles while requests wa
 from __future__ import annotations
 
 import socket
-from collections.abc import Hashable
 from typing import Protocol
 
 from gevent import get_hub
@@ -48,12 +47,6 @@ class PipelineOwner(Owner, Protocol):
 
     def abandon(self, exchange: Exchange) -> None:
         """Its asker is gone; `discard` is called when it goes on for long."""
-
-    def late(self, upstream: PipelinedUpstream, message: bytes) -> None:
-        """An answer came that fits no request, as one does whose request was given up."""
-
-    def unblocked(self, key: Hashable) -> None:
-        """A request with this key, which was reserved, may fit now."""
 
     def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
         """A request that was put together with others may be lost; the connection ends."""

@@ -12,16 +12,15 @@ from __future__ import annotations
 import logging
 import secrets
 import socket
-from collections.abc import Hashable
+from collections.abc import Callable
 from operator import attrgetter
 from typing import cast
 
 import gevent
 
 from gmux.access import RouteAccess
-from gmux.by_key import KeyedUpstream
 from gmux.by_order import OrderedUpstream
-from gmux.codecs.base import Codec, KeyedRequest, Probe
+from gmux.codecs.base import Codec, Probe
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout
 from gmux.exchange import Exchange
@@ -50,17 +49,14 @@ class PipelinedPool(Pool):
         access: RouteAccess | None,
     ) -> None:
         super().__init__(settings, codec, slots, spinner, log, trace, access)
-        self._is_by_key = codec.correlation == "key"
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
         # The one that takes no more requests because others ask for it.
         self._lending: PipelinedUpstream | None = None
-        # Keys that are reserved no more, whose first request in the queue is to be looked at.
-        self._unblocked: set[Hashable] = set()
         self._has_probe = self._make_probe() is not None
         self.licence = Licence(not self._has_probe)
         self._prober = Prober(self._make_probe, self.licence, log, self._probed)
         self.asked = self._awaiting.add
-        self.answered = self._awaiting.discard
+        self.answered: Callable[[Exchange], None] = self._awaiting.discard
 
     def _make_probe(self) -> Probe | None:
         return self._codec.make_probe(self._settings.pipeline, secrets.token_hex(16))
@@ -111,8 +107,9 @@ class PipelinedPool(Pool):
 
     def _stack(self, exchange: Exchange) -> bool:
         """Put the exchange beside others, where the fewest are in flight; whether there was such a place."""
-        if self._waiting and not self._is_by_key:
-            return False  # who waits was first; by key it waits for its key, and others need not
+        return not self._waiting and self._put_beside(exchange)  # who waits was first
+
+    def _put_beside(self, exchange: Exchange) -> bool:
         able = [u for u in map(_pipelined, self._upstreams) if u.load and u.fits(exchange)]
         if not able:
             return False
@@ -124,44 +121,9 @@ class PipelinedPool(Pool):
 
     def has_room(self, upstream: PipelinedUpstream) -> None:
         waiting = self._waiting
-        if not waiting:
-            return
-        if not self._is_by_key:
-            while waiting and upstream.fits(exchange := next(iter(waiting))):
-                del waiting[exchange]
-                upstream.send(exchange)
-            return
-        passed = set()
-        for exchange in list(waiting):
-            key = cast(KeyedRequest, exchange.request).key
-            if key in passed:
-                continue
-            if upstream.fits(exchange):
-                del waiting[exchange]
-                upstream.send(exchange)
-            elif not upstream.room:
-                return
-            passed.add(key)
-
-    def late(self, upstream: PipelinedUpstream, message: bytes) -> None:
-        what = f"{self._codec.describe(message)}, {upstream.name}"
-        self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {what}")
-
-    def unblocked(self, key: Hashable) -> None:
-        # Not now: the connection is at its next message. And once for all of this turn: a target that stood still may
-        # send thousands of late answers, with thousands of requests in the queue.
-        if self._waiting and not self._unblocked:
-            gevent.get_hub().loop.run_callback(self._begin_unblocked)
-        if self._waiting:
-            self._unblocked.add(key)
-
-    def _begin_unblocked(self) -> None:
-        keys, self._unblocked = self._unblocked, set()
-        for exchange in [e for e in self._waiting if cast(KeyedRequest, e.request).key in keys]:
-            key = cast(KeyedRequest, exchange.request).key
-            if key in keys and self._begin(exchange):
-                self._waiting.discard(exchange)
-            keys.discard(key)
+        while waiting and upstream.fits(exchange := next(iter(waiting))):
+            del waiting[exchange]
+            upstream.send(exchange)
 
     def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
         if self.licence.is_granted:
@@ -235,8 +197,7 @@ class PipelinedPool(Pool):
         super()._aged(upstream)
 
     def _wrap(self, sock: socket.socket) -> Upstream:
-        kind = KeyedUpstream if self._is_by_key else OrderedUpstream
-        return kind(self, sock, self._codec.answer_decoder(), self._traits)
+        return OrderedUpstream(self, sock, self._codec.answer_decoder(), self._traits)
 
     def _hand_over(self, upstream: Upstream) -> None:
         upstream.is_aged = False  # or it would have been replaced, or lent

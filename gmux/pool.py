@@ -132,7 +132,7 @@ class Pool:
         self._idle: list[Upstream] = []
         self._upstreams: dict[Upstream, Slot] = {}
         self._connecting: set[gevent.Greenlet[..., None]] = set()
-        self._waiting: Deadlines[Exchange] = Deadlines(settings.queue_timeout, self._queue_timed_out)
+        self._waiting = self._make_line()
         self._answering: Deadlines[Upstream] = Deadlines(settings.timeout, self._answer_timed_out)
         self._discarding: Deadlines[Exchange] = Deadlines(DISCARD_TIMEOUT, self._discard_timed_out)
         self._warming: Deadlines[Upstream] = Deadlines(settings.connect_delay, self._greet)
@@ -175,6 +175,10 @@ class Pool:
         # Two calls of upstream connections, without a layer between: they are on the hot path.
         self.sent = self._answering.add
         self._listen_to_asks(False)
+
+    def _make_line(self) -> Deadlines[Exchange]:
+        """The queue of those who wait for a connection."""
+        return Deadlines(self._settings.queue_timeout, self._queue_timed_out)
 
     def start(self) -> None:
         """Open the connections that are to be kept."""

@@ -12,6 +12,7 @@ import gevent
 from gmux.access import AccessLog
 from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
 from gmux.config import RouteConfig, ServiceConfig
+from gmux.keyed_pool import KeyedPool
 from gmux.listener import Listener
 from gmux.net import Address
 from gmux.pipelined_pool import PipelinedPool
@@ -80,7 +81,7 @@ class Route:
             spool_memory=config.spool_memory,
             spool_limit=config.spool_limit,
         )
-        pool_class = PipelinedPool if config.pipeline > 1 or codec.correlation == "key" else Pool
+        pool_class = KeyedPool if codec.correlation == "key" else PipelinedPool if config.pipeline > 1 else Pool
         route_access = access.of_route(config.name) if access else None
         self._pool = pool_class(pool_settings, codec, slots, spinner, log, trace, route_access)
         self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), log)

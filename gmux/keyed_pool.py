@@ -1,0 +1,93 @@
+"""The pool when answers find their requests by key: a request waits for room, and for its key to be free."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Hashable
+from typing import cast
+
+import gevent
+
+from gmux.access import RouteAccess
+from gmux.by_key import KeyedUpstream
+from gmux.codecs.base import Codec, KeyedRequest
+from gmux.exchange import Exchange
+from gmux.keyed_line import KeyedLine
+from gmux.pipelined import PipelinedUpstream
+from gmux.pipelined_pool import PipelinedPool
+from gmux.pool import PoolSettings
+from gmux.slots import Slots
+from gmux.spinner import Spinner
+from gmux.trace import Trace
+from gmux.upstream import Upstream
+
+
+class KeyedPool(PipelinedPool):
+    _waiting: KeyedLine
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        codec: Codec,
+        slots: Slots,
+        spinner: Spinner,
+        log: logging.Logger,
+        trace: Trace | None,
+        access: RouteAccess | None,
+    ) -> None:
+        super().__init__(settings, codec, slots, spinner, log, trace, access)
+        # Connections on which a key is reserved no more that is waited for.
+        self._unblocked: set[KeyedUpstream] = set()
+        self.answered = self._answered
+
+    def _make_line(self) -> KeyedLine:
+        return KeyedLine(self._settings.queue_timeout, self._queue_timed_out)
+
+    def _use_idle(self, exchange: Exchange) -> bool:
+        return not self._is_behind(exchange) and super()._use_idle(exchange)
+
+    def _stack(self, exchange: Exchange) -> bool:
+        return not self._is_behind(exchange) and self._put_beside(exchange)
+
+    def _is_behind(self, exchange: Exchange) -> bool:
+        """Whether others with its key wait: they were first."""
+        return bool(self._waiting) and self._waiting.has_key(cast(KeyedRequest, exchange.request).key)
+
+    def has_room(self, upstream: PipelinedUpstream) -> None:
+        waiting = self._waiting
+        keyed = cast(KeyedUpstream, upstream)
+        while waiting and keyed.has_place and (exchange := waiting.take(keyed, keyed.holds)) is not None:
+            keyed.send(exchange)
+
+    def _answered(self, exchange: Exchange) -> None:
+        self._awaiting.pop(exchange, None)
+        if self._waiting:
+            self._waiting.released(exchange.upstream, cast(KeyedRequest, exchange.request).key)
+
+    def late(self, upstream: KeyedUpstream, message: bytes) -> None:
+        what = f"{self._codec.describe(message)}, {upstream.name}"
+        self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {what}")
+
+    def unblocked(self, upstream: KeyedUpstream, key: Hashable) -> None:
+        if not self._waiting.has_key(key):
+            return
+        self._waiting.released(upstream, key)
+        # Not now: the connection is at its next message. And once for all of this turn: a target that stood still may
+        # send thousands of late answers, with thousands of requests in the queue.
+        if not self._unblocked:
+            gevent.get_hub().loop.run_callback(self._fill_unblocked)
+        self._unblocked.add(upstream)
+
+    def _fill_unblocked(self) -> None:
+        upstreams, self._unblocked = self._unblocked, set()
+        for upstream in upstreams:
+            if upstream in self._idle:
+                self._idle.remove(upstream)
+                self._permits.acquire(blocking=False)
+                self._hand_over(upstream)
+            elif upstream.load:
+                self.has_room(upstream)
+
+    def _wrap(self, sock: socket.socket) -> Upstream:
+        return KeyedUpstream(self, sock, self._codec.answer_decoder(), self._traits)
