@@ -22,6 +22,10 @@ from gmux.upstream import Traits
 #: taken for dead. One that is lost is no reason to lose what else is in flight.
 MAX_MUTE = 3
 
+#: Keys that are reserved on a connection at a time, before it takes no more requests and is replaced. They would grow
+#: without end on a connection that stays open, with no --late-window or under a flood of timeouts.
+MAX_LATE = 4096
+
 
 class KeyedOwner(PipelineOwner, Protocol):
     """What such a connection asks of its pool besides. No call may switch greenlets."""
@@ -34,12 +38,15 @@ class KeyedOwner(PipelineOwner, Protocol):
 
 
 class KeyedUpstream(PipelinedUpstream):
-    __slots__ = ("_alone", "_in_flight", "_late", "_mute")
+    """`is_worn`: too many keys are reserved, so it is replaced when nothing is in flight."""
+
+    __slots__ = ("is_worn", "_alone", "_in_flight", "_late", "_mute")
 
     _owner: KeyedOwner
 
     def __init__(self, owner: KeyedOwner, sock: socket.socket, decoder: AnswerDecoder, traits: Traits) -> None:
         super().__init__(owner, sock, decoder, traits)
+        self.is_worn = False
         self._in_flight: dict[Hashable, Exchange] = {}
         # The exchange that nothing may be put beside: a greeting.
         self._alone: Exchange | None = None
@@ -92,6 +99,8 @@ class KeyedUpstream(PipelinedUpstream):
         self._late.add(key)
         self.load -= 1
         self._owner.answered(exchange)
+        if len(self._late) >= MAX_LATE:
+            self.is_worn = True
         if self.load:
             self._owner.has_room(self)
         else:

@@ -65,6 +65,12 @@ class KeyedPool(PipelinedPool):
         if self._waiting:
             self._waiting.released(exchange.upstream, cast(KeyedRequest, exchange.request).key)
 
+    def _hand_over(self, upstream: Upstream) -> None:
+        if cast(KeyedUpstream, upstream).is_worn:
+            upstream.retire("too many of its requests had no answer")
+        else:
+            super()._hand_over(upstream)
+
     def late(self, upstream: KeyedUpstream, message: bytes) -> None:
         what = f"{self._codec.describe(message)}, {upstream.name}"
         self.warn("upstream/answer", f"an answer that fits no request is dropped, late perhaps: {what}")

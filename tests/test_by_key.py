@@ -15,6 +15,7 @@ from gevent.lock import Semaphore
 from iso8583.specs import default
 from iso8583.specs import default_ascii as SPEC
 
+import gmux.by_key
 from gmux.pipelined_pool import PipelinedPool
 from tests.support.clients import Client
 from tests.support.framing import ISO8583
@@ -473,3 +474,22 @@ def test_late_answers_by_the_thousand_leave_the_queue_alone(monkeypatch):
             wait_until(lambda at=at: len(scene.host.requests) > at)
             scene.host.answer(at)
             assert read(other.receive())["11"] == f"{at:06}"
+
+
+@pytest.mark.parametrize("window", ["0", "1h"])
+def test_connection_on_which_too_many_keys_are_reserved_is_replaced(window, monkeypatch):
+    monkeypatch.setattr(gmux.by_key, "MAX_LATE", 2)
+    with Scene(late_window=window, timeout="100ms", pipeline="4") as scene:
+        # The target says something between, so it is not dead.
+        for number in range(2):
+            lost, answered = scene.ask(message("0200", 10 + number), message("0200", number))
+            scene.host.answer(2 * number + 1)
+            assert read(answered.receive())["11"] == f"{number:06}"
+            lost.receive_end()
+        # A repeat of a lost one, on another connection: its key is free there.
+        (again,) = scene.ask(message("0201", 10))
+        wait_until(lambda: len(scene.host.requests) == 5)
+        assert scene.host.connections[4] is not scene.host.connections[0]
+        assert scene.target.peak == 1
+        scene.host.answer(4)
+        assert read(again.receive())["t"] == "0211"
