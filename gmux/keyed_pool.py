@@ -50,6 +50,9 @@ class KeyedPool(PipelinedPool):
     def _stack(self, exchange: Exchange) -> bool:
         return not self._is_behind(exchange) and self._put_beside(exchange)
 
+    def _is_picky(self, upstream: PipelinedUpstream) -> bool:
+        return cast(KeyedUpstream, upstream).has_place
+
     def _is_behind(self, exchange: Exchange) -> bool:
         """Whether others with its key wait: they were first."""
         return bool(self._waiting) and self._waiting.has_key(cast(KeyedRequest, exchange.request).key)
@@ -59,6 +62,7 @@ class KeyedPool(PipelinedPool):
         keyed = cast(KeyedUpstream, upstream)
         while waiting and keyed.has_place and (exchange := waiting.take(keyed, keyed.holds)) is not None:
             keyed.send(exchange)
+        self._place(keyed)
 
     def _answered(self, exchange: Exchange) -> None:
         self._awaiting.pop(exchange, None)
@@ -89,7 +93,7 @@ class KeyedPool(PipelinedPool):
         upstreams, self._unblocked = self._unblocked, set()
         for upstream in upstreams:
             if upstream in self._idle:
-                self._idle.remove(upstream)
+                del self._idle[upstream]
                 self._permits.acquire(blocking=False)
                 self._hand_over(upstream)
             elif upstream.load:

@@ -19,6 +19,7 @@ from typing import cast
 import gevent
 
 from gmux.access import RouteAccess
+from gmux.by_load import ByLoad
 from gmux.by_order import OrderedUpstream
 from gmux.codecs.base import Codec, Probe
 from gmux.deadlines import Deadlines
@@ -50,6 +51,9 @@ class PipelinedPool(Pool):
     ) -> None:
         super().__init__(settings, codec, slots, spinner, log, trace, access)
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
+        self._by_load = ByLoad(settings.pipeline, self._is_picky)
+        # Of one connection alone nobody needs to know how it stands among others.
+        self._place: Callable[[PipelinedUpstream], None] = self._by_load.put if settings.size > 1 else _nowhere
         # The one that takes no more requests because others ask for it.
         self._lending: PipelinedUpstream | None = None
         self._has_probe = self._make_probe() is not None
@@ -91,31 +95,46 @@ class PipelinedPool(Pool):
 
     def _share(self) -> None:
         """Put what waits on the connections there are."""
+        if not self._waiting:
+            return
         for upstream in list(map(_pipelined, self._upstreams)):
             if upstream.load and not upstream.is_closing:
                 self.has_room(upstream)
 
     def _use_idle(self, exchange: Exchange) -> bool:
-        for upstream in reversed(self._idle.copy()):
-            if upstream in self._idle and _pipelined(upstream).fits(exchange):
-                self._permits.acquire(blocking=False)
-                self._idle.remove(upstream)
-                if not upstream.is_stale() or upstream.catch_up():
-                    upstream.send(exchange)
-                    return True
+        while (upstream := next((u for u in reversed(self._idle) if _pipelined(u).fits(exchange)), None)) is not None:
+            self._permits.acquire(blocking=False)
+            del self._idle[upstream]
+            if not upstream.is_stale() or upstream.catch_up():
+                upstream.send(exchange)
+                self._place(_pipelined(upstream))
+                return True
         return False
 
     def _stack(self, exchange: Exchange) -> bool:
         """Put the exchange beside others, where the fewest are in flight; whether there was such a place."""
-        return not self._waiting and self._put_beside(exchange)  # who waits was first
+        # Who waits was first.
+        return (
+            not self._waiting and self.licence.is_granted and exchange.request.pipelines and self._put_beside(exchange)
+        )
 
     def _put_beside(self, exchange: Exchange) -> bool:
-        able = [u for u in map(_pipelined, self._upstreams) if u.load and u.fits(exchange)]
-        if not able:
+        if self._place is _nowhere:
+            for only in map(_pipelined, self._upstreams):
+                if only.load and only.fits(exchange):
+                    only.send(exchange)
+                    return True
             return False
-        upstream = able[0] if len(able) == 1 else min(able, key=attrgetter("load"))
+        upstream = self._by_load.find(exchange)
+        if upstream is None:
+            return False
         upstream.send(exchange)
+        self._place(upstream)
         return True
+
+    def _is_picky(self, upstream: PipelinedUpstream) -> bool:
+        """Whether a busy connection may take another request beside, though not a certain one."""
+        return False
 
     # What a connection calls (`pipelined.PipelineOwner`), beside `asked` and `answered`.
 
@@ -124,6 +143,7 @@ class PipelinedPool(Pool):
         while waiting and upstream.fits(exchange := next(iter(waiting))):
             del waiting[exchange]
             upstream.send(exchange)
+        self._place(upstream)
 
     def doubt(self, upstream: PipelinedUpstream, reason: str) -> None:
         if self.licence.is_granted:
@@ -189,7 +209,12 @@ class PipelinedPool(Pool):
     def _stop_lending(self) -> None:
         if self._lending is not None:
             self._lending.is_aged = False
+            self._place(self._lending)
             self._lending = None
+
+    def _stop_clocks(self, upstream: Upstream) -> None:
+        super()._stop_clocks(upstream)
+        self._by_load.discard(upstream)
 
     def _aged(self, upstream: Upstream) -> None:
         if upstream is self._lending:
@@ -228,3 +253,7 @@ class PipelinedPool(Pool):
 
 def _pipelined(upstream: Upstream) -> PipelinedUpstream:
     return cast(PipelinedUpstream, upstream)
+
+
+def _nowhere(upstream: PipelinedUpstream) -> None:
+    """Nothing is to be done."""

@@ -129,7 +129,8 @@ class Pool:
         is_verbose = trace is not None or access is not None
         self._traits = Traits(spinner.kick, is_verbose, settings.hears, settings.pipeline, settings.late_window)
         self._permits = BoundedSemaphore(settings.size)
-        self._idle: list[Upstream] = []
+        # The one that was used last stands last.
+        self._idle: dict[Upstream, None] = {}
         self._upstreams: dict[Upstream, Slot] = {}
         self._connecting: set[gevent.Greenlet[..., None]] = set()
         self._waiting = self._make_line()
@@ -229,7 +230,7 @@ class Pool:
                 self._open()
                 break
             # Last in, first out: what is not needed grows idle and can be closed.
-            upstream = self._idle.pop()
+            upstream = self._idle.popitem()[0]
             if not upstream.is_stale() or upstream.catch_up():
                 upstream.send(exchange)
                 return
@@ -301,7 +302,7 @@ class Pool:
     def closing(self, upstream: Upstream, reason: str) -> None:
         if upstream in self._idle:
             # An idle connection has no permit of its own; while it closes it counts like a busy one.
-            self._idle.remove(upstream)
+            del self._idle[upstream]
             self._permits.acquire(blocking=False)
         self._stop_clocks(upstream)
         self._closing.add(upstream)
@@ -316,7 +317,7 @@ class Pool:
         if ask is None or not self._slots.give(ask, slot):
             slot.release()
         if upstream in self._idle:
-            self._idle.remove(upstream)
+            del self._idle[upstream]
         else:
             self._permits.release()
         self._log.info("closed target connection: %s (%s)", upstream.name, reason)
@@ -578,14 +579,14 @@ class Pool:
         )
         upstream.let_go()
         self._stop_clocks(upstream)
-        self._idle.remove(upstream)
+        del self._idle[upstream]
         del self._upstreams[upstream]
 
     def _go_on(self) -> None:
         """Serve those who wait with what there is."""
         for upstream in list(self._idle):
             if self._waiting and self._permits.acquire(blocking=False):
-                self._idle.remove(upstream)
+                del self._idle[upstream]
                 self._hand_over(upstream)
         self._settle()
 
@@ -641,7 +642,7 @@ class Pool:
         """Ask for a sign of life on an idle connection."""
         if upstream not in self._idle:
             return  # busy; the clock starts anew when it is idle again
-        self._idle.remove(upstream)
+        del self._idle[upstream]
         self._permits.acquire(blocking=False)
         if not upstream.is_stale() or upstream.catch_up():
             self._checked.add(upstream)
@@ -678,7 +679,7 @@ class Pool:
     def _make_idle(self, upstream: Upstream) -> None:
         self._answering.discard(upstream)
         self._kick()
-        self._idle.append(upstream)
+        self._idle[upstream] = None
         self._permits.release()
         if self._watches_idle or upstream.idle_limit != NO_LIMIT:
             self._watch_idle(upstream)

@@ -47,7 +47,7 @@ LAYERS = [
     ["gmux.upstream"],
     ["gmux.licence"],
     ["gmux.strict", "gmux.pipelined"],
-    ["gmux.by_order", "gmux.by_key", "gmux.private"],
+    ["gmux.by_order", "gmux.by_key", "gmux.by_load", "gmux.private"],
     ["gmux.pool"],
     ["gmux.prober"],
     ["gmux.pipelined_pool"],
