@@ -33,6 +33,10 @@ KEEPALIVE = (60, 10, 6)
 
 BACKLOG = 2048
 
+#: Seconds between two attempts to connect to a Unix socket whose backlog is full: the first, doubled until the longest.
+UNIX_PAUSE = 0.001
+MAX_UNIX_PAUSE = 0.05
+
 #: The state of a TCP socket that is no connection any more, in struct tcp_info (linux/tcp.h, net/tcp_states.h).
 TCP_CLOSE = 7
 
@@ -214,38 +218,48 @@ def connect(address: Address, seconds: float) -> socket.socket:
 
     Raises ConnectTimeout, ConnectError.
     """
-    if isinstance(address, str):
-        return _connect_unix(address)
     where = format_address(address)
     try:
         with gevent.Timeout(seconds or None):
-            connected = gevent_socket.create_connection(address)
+            sock = _connect_unix(address) if isinstance(address, str) else _connect_tcp(address)
     except gevent.Timeout:
         limit = f"{seconds:g} s (--connect-timeout)"
         raise ConnectTimeout(f"the target {where} did not take the connection within {limit}") from None
     except OSError as error:
         raise ConnectError(f"cannot connect to the target {where}: {error.strerror or error}") from None
+    prepare(sock)
+    return sock
+
+
+def _connect_tcp(address: tuple[str, int]) -> socket.socket:
+    """Raises OSError."""
+    connected = gevent_socket.create_connection(address)
     sock = socket.socket(fileno=connected.detach())
     if _is_own_end(sock):
         prepare_reset(sock)
         sock.close()
-        raise ConnectError(f"cannot connect to the target {where}: {os.strerror(errno.ECONNREFUSED)}")
-    prepare(sock)
+        raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     return sock
 
 
 def _connect_unix(path: str) -> socket.socket:
-    """Here the kernel says at once whether there is a connection. Raises ConnectError."""
+    """The kernel says at once whether there is a connection, or that the target's backlog is full. Raises OSError."""
     sock = socket.socket(socket.AF_UNIX)
-    prepare(sock)
     try:
-        sock.connect(path)
-    except OSError as error:
+        sock.setblocking(False)
+        pause = UNIX_PAUSE
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                # The target accepts the next one in milliseconds, mostly, and no event tells of that.
+                gevent.sleep(pause)
+                pause = min(2 * pause, MAX_UNIX_PAUSE)
+            else:
+                return sock
+    except BaseException:
         sock.close()
-        is_full = error.errno == errno.EAGAIN
-        reason = "its queue of connections is full" if is_full else error.strerror or str(error)
-        raise ConnectError(f"cannot connect to the target {format_address(path)}: {reason}") from None
-    return sock
+        raise
 
 
 def _is_own_end(sock: socket.socket) -> bool:

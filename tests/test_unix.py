@@ -19,7 +19,7 @@ import pytest
 from gevent import subprocess
 
 from gmux import net
-from gmux.errors import ConnectError, StartError
+from gmux.errors import ConnectError, ConnectTimeout, StartError
 from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client, tagged
 from tests.support.framing import HTTP, LINE, MPU
@@ -218,13 +218,42 @@ def test_connect_without_permission_tells_why(there):
         assert cannot_connect(there) == "Permission denied"
 
 
-def test_connect_queue_full_is_told_at_once(there):
+def test_connect_waits_while_the_backlog_is_full(there):
+    with listen_unix(there, 0) as listening, Client(there):
+        attempt = gevent.spawn(net.connect, there, 20.0)
+        gevent.sleep(0.05)  # the other greenlets run meanwhile
+        assert not attempt.ready()
+        listening.accept()
+        attempt.get().close()
+
+
+def test_connect_backlog_full_for_too_long_is_a_timeout_and_leaves_nothing_open(there):
     with listen_unix(there, 0), Client(there):
-        assert cannot_connect(there) == "its queue of connections is full"
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(ConnectTimeout, match=r"did not take the connection within 0.05 s \(--connect-timeout\)"):
+            net.connect(there, 0.05)
+        assert os.listdir("/proc/self/fd") == before
 
 
-def test_target_without_room_in_its_queue_is_tried_again(there):
-    with listen_unix(there, 0) as listening, Client(there), serving(there) as service:
+def test_target_whose_backlog_is_full_for_a_moment_is_not_down(there, caplog):
+    with ExitStack() as stack:
+        listening = stack.enter_context(listen_unix(there, 0))
+        stack.enter_context(Client(there))
+        service = stack.enter_context(serving(there, retry_delay="1h"))
+        client = stack.enter_context(Client(service.address))
+        client.send(b"request")
+        wait_until(lambda: service.pool.need())
+        listening.accept()
+        connection, _ = listening.accept()
+        stack.enter_context(connection)
+        assert connection.recv(100) == b"request\n"
+        connection.sendall(b"answer\n")
+        assert client.receive() == b"answer"
+    assert "next attempt in" not in caplog.text
+
+
+def test_target_whose_backlog_stays_full_is_tried_again(there):
+    with listen_unix(there, 0) as listening, Client(there), serving(there, connect_timeout="50ms") as service:
         with Client(service.address) as client:
             assert client.outcome(b"request") == "closed"
         listening.accept()
