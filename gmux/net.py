@@ -33,6 +33,9 @@ KEEPALIVE = (60, 10, 6)
 
 BACKLOG = 2048
 
+#: Seconds for which a connection still counts that was cut off with a reset: a program sees that when it next looks.
+RESET_PATIENCE = 0.25
+
 #: Seconds between two attempts to connect to a Unix socket whose backlog is full: the first, doubled until the longest.
 UNIX_PAUSE = 0.001
 MAX_UNIX_PAUSE = 0.05

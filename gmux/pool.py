@@ -31,13 +31,14 @@ from gmux.codecs.base import NO_LIMIT, Codec, Part, Request, Unsolicited
 from gmux.deadlines import SLICE, Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, Stopped, UpstreamClosed
 from gmux.exchange import Asker, Exchange
+from gmux.net import RESET_PATIENCE
 from gmux.private import PrivateConnections
 from gmux.ratelimit import LimitedWarnings
-from gmux.slots import Ask, Grant, Slot, Slots, State
+from gmux.slots import Ask, Grant, Slot, Slots, State, release_after_reset
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
 from gmux.trace import Trace
-from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE, Traits, Upstream, safe_idle_time
+from gmux.upstream import CLOSE_TIMEOUT, Traits, Upstream, safe_idle_time
 
 #: The longest pause between two attempts to connect, seconds; a longer first one stands.
 MAX_RETRY_DELAY = 30.0
@@ -217,6 +218,7 @@ class Pool:
         with gevent.Timeout(CLOSE_TIMEOUT + RESET_PATIENCE + 0.1, False):
             for _ in range(self._settings.size):
                 self._permits.acquire()
+            self._slots.join()
         self.warn.flush()
 
     # What a client calls.
@@ -470,41 +472,48 @@ class Pool:
         grant = self._slots.acquire()
         if grant is None:
             return None
+        if grant.sock is not None:
+            try:
+                return self._take_over(grant)
+            except ConnectError as error:  # it ended on its way, which is no sign of a target that is down
+                self._log.debug("%s", error)
+                return None
+        self._log.info("creating target connection")
         try:
-            if grant.sock is not None:
-                try:
-                    return self._take_over(grant)
-                except ConnectError as error:  # it ended on its way, which is no sign of a target that is down
-                    self._log.debug("%s", error)
-                    grant.slot.release()
-                    return None
-            self._log.info("creating target connection")
-            upstream = self._add(grant.slot, net.connect(self._settings.target, self._settings.connect_timeout))
-        except BaseException:
+            sock = net.connect(self._settings.target, self._settings.connect_timeout)
+        except ConnectError:
             grant.slot.release()
             raise
+        except BaseException:
+            # Killed, perhaps in the moment in which the target accepted the connection.
+            release_after_reset(grant.slot)
+            raise
+        upstream = self._add(grant.slot, sock)
         self._log.info("new target connection: %s", upstream.name)
         return upstream
 
     def _add(self, slot: Slot, sock: socket.socket) -> Upstream:
-        """A connected socket becomes one of the pool's connections. Raises ConnectError."""
+        """A connected socket becomes one of the pool's connections. Raises ConnectError; both are given back then."""
         try:
             sock = slot.above(sock)
         except OSError as error:  # no descriptor left
-            sock.close()
+            Grant(slot, sock).give_back()
             raise ConnectError(f"cannot connect to the target {self._where}: {error.strerror}") from None
         try:
             upstream = self._wrap(sock)
         except OSError as error:  # it has ended before it could be named
-            sock.close()
+            Grant(slot, sock).give_back()
             raise ConnectError(f"the target {self._where} ends new connections ({error.strerror})") from None
+        except BaseException:  # a codec's own fault, of another package perhaps
+            Grant(slot, sock).give_back()
+            raise
         self._upstreams[upstream] = slot
         if self._settings.max_age:
             self._aging.add(upstream)
         return upstream
 
     def _take_over(self, grant: Grant) -> Upstream:
-        """Another process's connection becomes one of the pool's. Raises ConnectError."""
+        """Another process's connection becomes one of the pool's. Raises ConnectError; the grant is given back then."""
         assert grant.sock is not None
         grant.sock.setblocking(False)
         upstream = self._add(grant.slot, grant.sock)
@@ -596,13 +605,11 @@ class Pool:
             grant.give_back()
             return True
         if not self._permits.acquire(blocking=False):
-            # Somebody has one who was told in this turn of the loop that a slot is not wanted any more.
-            return False
+            return False  # they are with connections that are being made
         try:
             upstream = self._take_over(grant)
         except ConnectError:
             self._permits.release()
-            grant.slot.release()
         else:
             self._next(upstream)
         return True

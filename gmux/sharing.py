@@ -43,6 +43,9 @@ IDLE_SLICE = 0.005
 #: Seconds for which requests wait until the log names the processes that hold the slots. To wait for a turn is usual.
 TELL_AFTER = 1.0
 
+#: Seconds between two looks at whether the last slot was released.
+JOIN_INTERVAL = 0.01
+
 #: Seconds for which a pool keeps what another has as much need of.
 SLICE = 0.05
 
@@ -82,6 +85,10 @@ class SharedSlots(Slots):
         self._mailbox.leave()
         self._mailbox.close()
         self._wake.set()
+
+    def join(self) -> None:
+        while len(self._files):
+            gevent.sleep(JOIN_INTERVAL)
 
     # Getting slots.
 
@@ -244,8 +251,14 @@ class SharedSlots(Slots):
         for descriptor in descriptors:
             os.close(descriptor)
 
-    def _use(self, grant: Grant) -> None:
+    def _use(self, grant: Grant, is_last_try: bool = False) -> None:
         if self._waiters:
             self._waiters.popleft().set(grant)
-        elif not self._lender.adopt(grant):
-            gevent.get_hub().loop.run_callback(self._use, grant)
+        elif self._lender.adopt(grant):
+            return
+        elif is_last_try:
+            # All that the pool may have is being made, as where a reload made it smaller.
+            grant.give_back()
+        else:
+            # Behind who was told in this turn of the loop that a slot is not wanted, or is about to wait for one.
+            gevent.get_hub().loop.run_callback(self._use, grant, True)

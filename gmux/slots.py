@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from gevent import get_hub
+
 from gmux import net
 
 
@@ -33,11 +35,18 @@ class Grant:
     used: int = 0
 
     def give_back(self) -> None:
-        """End the connection with a reset, as it must not outlive the slot, and release that."""
-        if self.sock is not None:
+        """End the connection with a reset, as it must not outlive the slot, and release that when the target knows."""
+        if self.sock is None:
+            self.slot.release()
+        else:
             net.prepare_reset(self.sock)
             self.sock.close()
-        self.slot.release()
+            release_after_reset(self.slot)
+
+
+def release_after_reset(slot: Slot) -> None:
+    """Release the slot of a connection that was reset now: the target's program needs a moment to see that."""
+    get_hub().loop.timer(net.RESET_PATIENCE).start(slot.release)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,10 @@ class Lender(Protocol):
         """Somebody asks: give what may be given, by `next_ask` and `give`."""
 
     def adopt(self, grant: Grant) -> bool:
-        """A slot came that is not waited for any more; false: there is no place for it in this turn of the loop."""
+        """A slot came that is not waited for any more; false: there is no place for it now.
+
+        It is called once more in this turn of the loop, behind those that may be about to make room.
+        """
 
     def revoke(self, slot: Slot) -> None:
         """The slot is another's by now: end its connection at once. Called again until it is released."""
@@ -118,6 +130,9 @@ class Slots:
 
     def close(self) -> None:
         """No more asks."""
+
+    def join(self) -> None:
+        """Wait until no slot is held any more; switches greenlets."""
 
 
 class _Free:

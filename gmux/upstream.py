@@ -30,15 +30,12 @@ from gmux import net
 from gmux.codecs.base import NO_LIMIT, AnswerDecoder, Part
 from gmux.errors import BadAnswer, ExchangeError, describe_fault
 from gmux.exchange import Exchange
-from gmux.net import READ_SIZE
+from gmux.net import READ_SIZE, RESET_PATIENCE
 
 READ, WRITE = 1, 2
 
 #: Seconds that a closing takes at most. A device that hangs is cut off with a reset then.
 CLOSE_TIMEOUT = 1.0
-
-#: Seconds for which a connection still counts that was cut off with a reset: a program sees that when it next looks.
-RESET_PATIENCE = 0.25
 
 #: Seconds between two looks at whether a target that has said its end has ours: no event tells. It takes a round trip.
 OVER_INTERVAL = 0.002

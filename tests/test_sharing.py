@@ -15,14 +15,17 @@ import gevent
 import iso8583
 import pytest
 from gevent import socket
+from gevent.event import Event
 from gevent.lock import Semaphore
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from iso8583.specs import default_ascii
 
+from gmux import net
 from gmux.folder import Folder
 from gmux.mailbox import FORM
+from gmux.net import RESET_PATIENCE
 from gmux.sharing import KEEP_INTERVAL, SLICE, SharedSlots
 from gmux.slot_files import Process
 from gmux.slots import Ask, Grant, Slot, State
@@ -299,6 +302,17 @@ def test_slot_of_a_process_that_dies_is_had_soon_though_only_a_connection_is_to_
     wait_until(lambda: borrower.idle)
 
 
+@pytest.mark.parametrize("kind", ["kind", "other"])
+def test_grant_given_back_its_slot_is_free_when_the_target_had_time_to_see_the_reset(borrowers, kind):
+    first, second = holding(borrowers()), borrowers(kind=kind)
+    grant = first.idle.pop()
+    begin = monotonic()
+    grant.give_back()
+    holding(second)
+    assert monotonic() - begin >= RESET_PATIENCE
+    assert second.taken_over == 0
+
+
 # With pools that are real.
 
 
@@ -392,6 +406,42 @@ def test_pool_that_is_smaller_after_a_reload_takes_no_more_than_its_size(tmp_pat
             gate.release()
             assert client.ask(b"again") == b"again"
         assert new.connected == 1
+
+
+def test_grant_for_which_there_is_no_place_ends_in_good_order_and_costs_no_time(tmp_path, monkeypatch):
+    """A connection of a larger pool, from before a reload, comes while the smaller one makes its only one."""
+    begun, go_on = Event(), Event()
+    connect = net.connect
+
+    def connect_later(address, seconds):
+        begun.set()
+        go_on.wait()
+        return connect(address, seconds)
+
+    monkeypatch.setattr(net, "connect", connect_later)
+    with Target() as target, sharing(tmp_path, target, {"pool_min": "1"}) as (service,):
+        adopt, tries = service.pool.adopt, []
+        monkeypatch.setattr(service.pool, "adopt", lambda grant: tries.append(grant) or adopt(grant))
+        begun.wait()
+        larger = SharedSlots(Folder(tmp_path), "target", 2, "", LOG)
+        sock = socket.create_connection(target.address)
+        wait_until(lambda: target.open)
+        slot = larger._files.take()
+        assert larger.give(Ask(service.slots._mailbox.name, 0, 1, "", ""), slot, sock)
+        sock.close()
+        wait_until(lambda: target.open == 0)
+        assert len(tries) == 2
+        wait_until(lambda: len(service.slots._files) == 1)
+        go_on.set()
+        service.wait_ready()
+        larger._mailbox.close()
+
+
+def test_pool_that_stops_has_released_its_slots(tmp_path):
+    with Target() as target, sharing(tmp_path, target, {}) as (service,):
+        Grant(service.slots._files.take(), socket.create_connection(target.address)).give_back()
+        service.pool.stop()
+        assert locked(tmp_path) == 0
 
 
 def test_connection_that_ends_on_its_way_is_no_sign_of_a_target_that_is_down(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ from gevent.lock import Semaphore
 from gevent.server import StreamServer
 
 from gmux.folder import Folder
+from gmux.net import RESET_PATIENCE
 from gmux.sharing import SharedSlots
-from gmux.upstream import CLOSE_TIMEOUT, RESET_PATIENCE
+from gmux.upstream import CLOSE_TIMEOUT
 from tests.support.clients import Client, tagged
 from tests.support.framing import HTTP, MPU
 from tests.support.service import LOG, Server, connecting_sockets, deaf_listener, serving
