@@ -150,7 +150,8 @@ class SharedSlots(Slots):
                 elif not is_told and monotonic() - begin >= TELL_AFTER:
                     is_told = True
                     self._log.info("waiting for a connection to the target held by %s", self._files.holders())
-                interval = RETRY_INTERVAL if need or self._files.is_one_ending else KEEP_INTERVAL
+                is_soon = need or self._files.is_one_ending or self._files.is_half_way
+                interval = RETRY_INTERVAL if is_soon else KEEP_INTERVAL
                 self._ask(need, interval)
                 self._is_at_leisure = not need
                 self._wake.clear()

@@ -24,6 +24,9 @@ from gmux.folder import TOUCH_INTERVAL
 #: Seconds that are waited for a process that dies. Its number may be one of another container, where it says nothing.
 DEATH_TIMEOUT = 1.0
 
+#: Files that one look for a free slot opens at most. All of a pool of 1000 would stop the loop for 4 ms.
+MAX_LOOKS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -138,7 +141,10 @@ class SlotFiles:
         self.folder = folder
         self.process = Process.this()
         self._size = size
-        self._paths = [folder / f"{self.name}.{n}" for n in range(size)]
+        self._paths = {folder / f"{self.name}.{n}": None for n in range(size)}
+        self._names = {path.name for path in self._paths}
+        # Names of files that are still to be looked at, the next one last.
+        self._round: list[str] = []
         self._held: set[FileSlot] = set()
         # Of a file that nobody has locked: who had it, and when it was first found so.
         self._endings: dict[Path, tuple[Process, float]] = {}
@@ -154,8 +160,10 @@ class SlotFiles:
         return any(now - since <= 2 * DEATH_TIMEOUT for _, since in self._endings.values())
 
     def take(self) -> FileSlot | None:
-        """A free slot. Raises ConnectError."""
-        for path in self._paths:
+        """A free slot, if a look at a few files finds one; the next look goes on. Raises ConnectError."""
+        present = self._list()
+        has_removed = False
+        for path in self._worth_a_look(present):
             try:
                 descriptor = _lock(path)
             except OSError as error:
@@ -167,11 +175,47 @@ class SlotFiles:
                 os.close(descriptor)
                 continue
             slot = self.hold(path, descriptor)
-            if self._is_over():
-                slot.release()
-                return None
-            return slot
-        return None
+            if path in self._paths and not (present - self._names and self._is_over()):
+                return slot
+            # One too many while a larger pool is held from before a reload, or what a dead process left of that.
+            slot.release()
+            has_removed = True
+        # Each time there are fewer of them, so that this ends.
+        return self.take() if has_removed and len(self._list()) < len(present) else None
+
+    @property
+    def is_half_way(self) -> bool:
+        """Whether the last `take` found nothing, and has not looked at all files yet."""
+        return bool(self._round)
+
+    def _list(self) -> set[str]:
+        """The names of the slots that have a file: each is held, or was when its process died. Raises ConnectError."""
+        try:
+            return {name for name in os.listdir(self.folder) if self._is_name(name)}
+        except OSError as error:
+            raise ConnectError(f"cannot take a slot, {self.folder}: {error.strerror}") from None
+
+    def _is_name(self, name: str) -> bool:
+        number = name.removeprefix(f"{self.name}.")
+        return number != name and number.isascii() and number.isdecimal()
+
+    def _worth_a_look(self, present: set[str]) -> list[Path]:
+        """Files that may be of a free slot, MAX_LOOKS at most: first those that are not there."""
+        missing = self._names - present if len(present) < self._size else ()
+        paths = [self.folder / name for name in sorted(missing, key=_number)[:MAX_LOOKS]]
+        paths += list(self._endings)[: MAX_LOOKS - len(paths)]
+        held = {slot.path.name for slot in self._held}
+        if not self._round:
+            self._round = sorted(present - held, key=_number, reverse=True)
+        while self._round and len(paths) < MAX_LOOKS:
+            name = self._round.pop()
+            if name in present and name not in held:
+                paths.append(self.folder / name)
+        return paths
+
+    def _is_over(self) -> bool:
+        """Whether more are taken than there shall be."""
+        return len(self._list()) > self._size
 
     def hold(self, path: Path, descriptor: int) -> FileSlot:
         """The slot whose lock is in `descriptor`."""
@@ -223,33 +267,21 @@ class SlotFiles:
         del self._endings[path]
         return False
 
-    def _is_over(self) -> bool:
-        """Whether more are taken than there shall be, as some of a larger pool are held from before a reload."""
-        paths = set(self.folder.glob(f"{self.name}.[0-9]*"))
-        beyond = paths.difference(self._paths)
-        return any(map(self._is_held, beyond)) and sum(map(self._is_held, paths)) > self._size
-
-    def _is_held(self, path: Path) -> bool:
-        try:
-            descriptor = _open(path, 0)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return self._is_ending(path, descriptor)
-        except OSError:
-            return True
-        finally:
-            os.close(descriptor)
-
     def holders(self) -> str:
-        """The processes that hold slots, for the log."""
+        """Processes that hold slots, for the log. Raises ConnectError."""
         holders = set()
-        for path in self._paths:
-            with suppress(OSError, UnicodeDecodeError):  # given back in this moment, or not written by gmux
-                if (process := Process.parse(path.read_text())) is not None:
+        names = sorted(self._list(), key=_number)
+        for name in names[:: len(names) // MAX_LOOKS + 1]:
+            # It may be given back in this moment, or not be written by gmux.
+            with suppress(OSError, UnicodeDecodeError):
+                if (process := Process.parse((self.folder / name).read_text())) is not None:
                     holders.add(process.pid)
         return ", ".join(["another gmux", *(f"process {pid}" for pid in sorted(holders))])
+
+
+def _number(name: str) -> int:
+    """The number of the slot whose file has that name."""
+    return int(name.rpartition(".")[2])
 
 
 def _open(path: Path, flags: int) -> int:

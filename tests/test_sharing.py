@@ -294,7 +294,7 @@ def test_ask_says_which_process_it_is_from(borrowers):
 def test_slot_of_a_process_that_dies_is_had_soon_though_only_a_connection_is_to_be_kept(borrowers, monkeypatch):
     monkeypatch.setattr("gmux.sharing.KEEP_INTERVAL", 3600)
     borrower = borrowers()
-    borrower.slots._files._paths[0].write_text(str(Process(os.getppid())))
+    next(iter(borrower.slots._files._paths)).write_text(str(Process(os.getppid())))
     borrower.kept = 1
     borrower.jobs.append(gevent.spawn(borrower._get))
     gevent.sleep(0)

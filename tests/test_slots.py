@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gmux import folder, slot_files
 from gmux.errors import ConnectError, StartError
 from gmux.folder import runtime_dir
-from gmux.slot_files import DEATH_TIMEOUT, FileSlot, Process, SlotFiles
+from gmux.slot_files import DEATH_TIMEOUT, MAX_LOOKS, FileSlot, Process, SlotFiles
 from tests.support.service import ROOT
 
 TARGET = "10.0.0.1:8583"
@@ -34,6 +34,10 @@ held = SlotFiles(Path(sys.argv[1]), sys.argv[2], 1).take()
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def path_of(files: SlotFiles, number: int = 0) -> Path:
+    return files.folder / f"{files.name}.{number}"
 
 
 @pytest.fixture
@@ -82,6 +86,37 @@ def test_slots_of_a_pool_that_shrank_are_free_when_fewer_are_held(tmp_path):
     assert new.take() is None
     held[3].release()
     assert new.take() is not None
+
+
+def test_slots_of_a_larger_pool_whose_process_died_are_free(tmp_path):
+    old, new = SlotFiles(tmp_path, TARGET, 4), SlotFiles(tmp_path, TARGET, 2)
+    for n in range(4):
+        slot = old.take()
+        if n != 3:
+            os.close(slot.descriptor)  # as when its process died
+    assert new.take() is not None
+    assert new.take() is None
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_look_for_a_slot_opens_few_files_however_many_there_are(tmp_path, monkeypatch):
+    size = 300
+    theirs, ours = SlotFiles(tmp_path, TARGET, size), SlotFiles(tmp_path, TARGET, size)
+    held = [theirs.take() for _ in range(size)]
+    opened, lock = [], slot_files._lock
+    monkeypatch.setattr(slot_files, "_lock", lambda path: opened.append(path) or lock(path))
+    for _ in range(size // MAX_LOOKS + 1):
+        assert ours.take() is None
+    assert len(opened) == len(set(opened)) == size  # each once in a round
+    opened.clear()
+    held[-1].release()
+    ours.take()
+    assert opened == [held[-1].path]  # what was released has no file
+    os.close(held[7].descriptor)  # as when its process died
+    opened.clear()
+    while ours.take() is None:
+        assert len(opened) <= size
+    assert ours.holders() == f"another gmux, process {os.getpid()}"
 
 
 def test_slot_of_another_process_is_refused_and_its_holder_named(tmp_path, holder):
@@ -145,7 +180,7 @@ def test_slot_given_back_leaves_no_file(tmp_path):
 def test_slot_file_removed_while_it_was_opened_is_not_taken_for_the_slot(tmp_path, monkeypatch):
     """Who opened the file just before its owner removed it locks a file that has no name: two would hold one slot."""
     files = SlotFiles(tmp_path, TARGET, 1)
-    first = files.take()
+    first = SlotFiles(tmp_path, TARGET, 1).take()
     lock = fcntl.flock
 
     def release_first(descriptor, operation):
@@ -211,7 +246,7 @@ def test_connection_below_its_slot_is_put_above_it_and_stays_the_same(tmp_path):
 def test_slot_of_a_process_that_lives_on_is_taken_after_a_second(tmp_path, holder):
     """Its number may be one of another container; what is known is that nobody has the lock."""
     holder.send_signal(signal.SIGSTOP)
-    path = SlotFiles(tmp_path, "other", 1)._paths[0]
+    path = path_of(SlotFiles(tmp_path, "other", 1))
     died(path, f"{holder.pid} {started(holder.pid)}\n")
     files = SlotFiles(tmp_path, "other", 1)
     begin = monotonic()
@@ -226,7 +261,7 @@ def test_slot_of_a_process_that_lives_on_is_taken_after_a_second(tmp_path, holde
 def test_slot_of_a_process_that_dies_twice_is_waited_for_twice(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(slot_files, "DEATH_TIMEOUT", 0.05)
     files = SlotFiles(tmp_path, "other", 1)
-    path = died(files._paths[0], str(holder.pid))
+    path = died(path_of(files), str(holder.pid))
     assert files.take() is None
     sleep(0.12)  # nobody looked
     assert files.take() is None
@@ -254,7 +289,7 @@ def test_slot_file_of_nobody_who_lives_is_taken_at_once(tmp_path, who):
         "reused": b"%d 1\n" % os.getppid(),
     }
     files = SlotFiles(tmp_path, TARGET, 1)
-    files._paths[0].write_bytes(texts.get(who, b"%d\n" % child.pid))
+    path_of(files).write_bytes(texts.get(who, b"%d\n" % child.pid))
     slot = files.take()
     child.wait()
     assert slot is not None
@@ -270,12 +305,12 @@ def test_slot_of_a_larger_pool_whose_owner_is_dying_counts(tmp_path, holder):
     holder.kill()
     holder.wait()
     held.take().release()
-    path.unlink()
+    assert not path.exists()
 
 
 def test_holders_of_an_older_gmux_are_named_too(tmp_path):
     files = SlotFiles(tmp_path, TARGET, 2)
-    for path, text in zip(files._paths, ["123\n", "45 678\n"], strict=True):
+    for path, text in zip([path_of(files, n) for n in range(2)], ["123\n", "45 678\n"], strict=True):
         path.write_text(text)
     assert files.holders() == "another gmux, process 45, process 123"
 
