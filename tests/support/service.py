@@ -46,6 +46,7 @@ class MemorySlots(Slots):
 
     def __init__(self, size: int) -> None:
         self.free = BoundedSemaphore(size)
+        self._size = size
 
     def acquire(self) -> Grant | None:
         self.free.acquire()
@@ -53,6 +54,9 @@ class MemorySlots(Slots):
 
     def release(self) -> None:
         self.free.release()
+
+    def join(self) -> None:
+        wait_until(lambda: self.free.counter == self._size)
 
     def above(self, sock: Any) -> Any:
         return sock
