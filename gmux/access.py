@@ -21,9 +21,6 @@ from gmux.exchange import Exchange
 #: Seconds for which lines are collected.
 INTERVAL = 0.1
 
-#: Seconds until a reader is tried again that did not take them all.
-RETRY_INTERVAL = 0.01
-
 #: Outcomes beside the causes of errors.
 ANSWERED, CLIENT_GONE, STOPPED, CODEC_FAILED = "answered", "client-gone", "gmux/stop", "gmux/codec"
 
@@ -63,6 +60,7 @@ class AccessLog:
         self._is_json = config.log_format == "json"
         self._file = logs.access_file(config)
         self._file.reopen()
+        self._file.retry_in(get_hub().loop)
         self._routes: list[RouteAccess] = []
         self._lines: list[str] = []
         self._timer: Any = None
@@ -81,31 +79,27 @@ class AccessLog:
         """Write what there is; requests still under way end here."""
         for route in self._routes:
             route.stop()
-        self._flush(logs.PATIENCE)
+        self._flush()
+        self._file.flush(logs.PATIENCE)
         self._file.close()
 
     def add(self, line: str) -> None:
         self._lines.append(line)
         if self._timer is None:
-            self._arm(INTERVAL)
-
-    def _arm(self, seconds: float) -> None:
-        self._timer = get_hub().loop.timer(seconds)
-        self._timer.start(self._on_timer)
+            self._timer = get_hub().loop.timer(INTERVAL)
+            self._timer.start(self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         self._flush()
-        if self._file.is_behind:
-            self._arm(RETRY_INTERVAL)
 
-    def _flush(self, patience: float = 0) -> None:
+    def _flush(self) -> None:
         lines, self._lines = self._lines, []
         # All of them ended within the last INTERVAL; to ask the time for each would double the cost of a line.
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         begin = f'{{"time": "{now}", ' if self._is_json else now + " "
         text = "".join([f"{begin}{line}\n" for line in lines])
-        self._file.write(text.encode(errors="backslashreplace"), patience)
+        self._file.write(text.encode(errors="backslashreplace"))
 
 
 class RouteAccess:

@@ -92,7 +92,10 @@ class App(BaseApplication):  # type: ignore[misc]
         return self
 
     def run(self) -> None:
-        Master(self, is_upgrade=self._is_upgrade).run()
+        try:
+            Master(self, is_upgrade=self._is_upgrade).run()
+        finally:
+            logs.flush()  # of the master, and of each worker, which ends here, too
 
     def keep_folder(self) -> None:
         """Make the runtime folder again when it was removed. Raises StartError."""
@@ -272,7 +275,10 @@ def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
     sockets.use(fitting)
     if config.daemon and not is_upgrade:
         umask = os.umask(0)
+        logs.flush()
         util.daemonize()
+        # It has led the standard descriptors elsewhere.
+        logs.reopen()
         # It has set its own.
         os.umask(umask)
     # It may warn; a service that cannot start has said its one line by now.

@@ -7,6 +7,7 @@ import logging
 import os
 import traceback
 from datetime import datetime
+from typing import Any
 
 from gmux.config import ServiceConfig
 from gmux.errors import StartError
@@ -14,7 +15,7 @@ from gmux.logfile import LogFile
 
 LOGGER = logging.getLogger("gmux")
 
-#: Seconds that the loop waits for who reads the log: with `-v` more may be said in a moment than a pipe holds.
+#: Seconds that a process waits at its end for the reader of a log; at no other time does it wait for one.
 PATIENCE = 0.5
 
 #: What syslog(3) calls the levels.
@@ -100,10 +101,11 @@ class LogHandler(logging.Handler):
         except Exception:  # a message and arguments that do not fit
             self.handleError(record)
         else:
-            self._file.write(line.encode(errors="backslashreplace"), PATIENCE)
+            self._file.write(line.encode(errors="backslashreplace"))
 
 
-_STANDARD_ERROR = LogFile("standard error", "", 2, (-1, -1), lambda text: None)
+#: For what is wrong with the log itself.
+_standard_error = LogFile("standard error", "", 2, (-1, -1), lambda text: None)
 
 #: What this process writes, or has made for its workers.
 _files: list[LogFile] = []
@@ -117,7 +119,7 @@ def configure(config: ServiceConfig) -> None:
         # Workers write it. But a wrong name is to end the start, and they may not be allowed to make a file there.
         files.append(access_file(config))
     try:
-        for each in files:
+        for each in (*files, _standard_error):
             each.open()
     except StartError:
         file.close()
@@ -130,6 +132,7 @@ def configure(config: ServiceConfig) -> None:
     LOGGER.handlers[:] = [handler]
     LOGGER.propagate = False
     LOGGER.setLevel("DEBUG" if config.verbose else "WARNING" if config.quiet else config.log_level.upper())
+    flush()
     for each in _files:
         each.close()
     _files[:] = files
@@ -137,15 +140,33 @@ def configure(config: ServiceConfig) -> None:
 
 def reopen() -> None:
     """Open the files of this process anew, because logrotate has moved them. Never raises."""
-    for file in _files:
+    for file in (*_files, _standard_error):
         file.reopen()
+
+
+def retry_in(loop: Any) -> None:
+    """In a new worker: from now on write from timers of `loop` what a file did not take."""
+    for file in (*_files, _standard_error):
+        file.retry_in(loop)
+
+
+def retry() -> None:
+    """Write what a file did not take, as far as it takes it now. The master calls it in each turn."""
+    for file in (*_files, _standard_error):
+        file.retry()
+
+
+def flush() -> None:
+    """Write what a file did not take, and wait up to PATIENCE for each that has a reader: nothing comes after it."""
+    for file in (*_files, _standard_error):
+        file.flush(PATIENCE)
 
 
 def _complain(text: str) -> None:
     """Say in the log, and on standard error, that there is something wrong with the log."""
     LOGGER.warning(text)
     if _files and _files[0].is_named:
-        _STANDARD_ERROR.write(f"gmux: {text}\n".encode(errors="backslashreplace"), PATIENCE)
+        _standard_error.write(f"gmux: {text}\n".encode(errors="backslashreplace"))
 
 
 def _is_journal() -> bool:

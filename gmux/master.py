@@ -20,11 +20,11 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 from setproctitle import setproctitle
 
-from gmux import net, systemd
+from gmux import logs, net, systemd
 from gmux.config import RouteConfig, ServiceConfig
 from gmux.errors import ConfigErrors, GmuxError, StartError
 from gmux.listening import HANDED_OVER, Held, Listening
-from gmux.logs import LOGGER, reopen, route_logger
+from gmux.logs import LOGGER, route_logger
 
 #: What gunicorn says as a warning or an error, and how gmux says it; "": another line says it already.
 WORDS = {
@@ -136,8 +136,13 @@ class Master(Arbiter):  # type: ignore[misc]
         self._is_to_stop |= sig in STOPS
         super().signal(sig, frame)
 
-    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+    def _keep_up(self) -> None:
+        """What is due in each turn of the main loop, and of the waits of a reload and a stop."""
         self._watchdog.beat()
+        logs.retry()
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        self._keep_up()
         # Workers of another user cannot make it, and say so.
         with suppress(StartError):
             self.app.keep_folder()
@@ -157,7 +162,7 @@ class Master(Arbiter):  # type: ignore[misc]
     # Workers.
 
     def spawn_worker(self) -> int:
-        self._watchdog.beat()
+        self._keep_up()
         # Until it has ways of its own with them, a worker would lose them to those of the master.
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
@@ -175,8 +180,7 @@ class Master(Arbiter):  # type: ignore[misc]
         return pid
 
     def reap_workers(self) -> None:
-        # It is called in each turn of the waits of `reload` and `stop`.
-        self._watchdog.beat()
+        self._keep_up()
         if self._is_reloading and self._is_to_stop:
             raise ReloadCut
         upgrade = self.reexec_pid
@@ -240,7 +244,7 @@ class Master(Arbiter):  # type: ignore[misc]
             self._is_reloading = False
 
     def handle_usr1(self) -> None:
-        reopen()
+        logs.reopen()
         super().handle_usr1()
 
     # The upgrade.

@@ -53,6 +53,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
     def init_process(self) -> None:
         gevent.reinit()
         gevent.get_hub().print_exception = report_fault
+        logs.retry_in(gevent.get_hub().loop)
         self._stopping = Event()
         super().init_process()
 
@@ -78,6 +79,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         LOGGER.log(logging.WARNING if lost else logging.INFO, "stopped at once; %d requests get no answer", lost)
         if self._access is not None:
             self._access.close()
+        logs.flush()
         os._exit(0)
 
     def handle_abort(self, sig: int, frame: Any) -> None:

@@ -8,18 +8,23 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from datetime import datetime
 from time import monotonic
 
+import gevent
 import pytest
 
 from gmux import logs
 from gmux.errors import StartError
-from gmux.logfile import MAX_UNSENT, LogFile
+from gmux.logfile import MAX_HELD, LogFile
 from gmux.logs import LOGGER
 from tests.support.settings import read
+from tests.support.wait import wait_until
 
 NOBODY = 65534
 
@@ -339,17 +344,23 @@ def test_lines_of_several_processes_do_not_mix(tmp_path):
 # What goes wrong with files.
 
 
-class Broken:
-    """A file under test at the writing end of a pipe, and what it complains of."""
+class Pipe:
+    """A file under test that writes to a pipe, which it shares with others, and what it complains of."""
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
         self.said: list[str] = []
-        self.file = LogFile("log file", "", self.writer, (-1, -1), self.said.append)
+        self.file = self.share()
+
+    def share(self) -> LogFile:
+        """Another file that writes to it, as that of another worker does."""
+        file = LogFile("log file", "", self.writer, (-1, -1), self.said.append)
+        file.open()
+        return file
 
     def read(self) -> bytes:
         """What has come, and what comes when the file is written again."""
-        os.set_blocking(self.reader, False)
         got = b""
         while True:
             try:
@@ -357,39 +368,160 @@ class Broken:
             except BlockingIOError:
                 if not self.file.is_behind:
                     return got
-                self.file.write(b"", 0)
+                self.file.retry()
 
 
-def test_reader_that_stops_makes_wait_once_and_then_costs_nothing():
-    pipe = Broken()
-    lines = [b"%06d" % number + b"." * 993 + b"\n" for number in range(300)]
+class SocketPair(Pipe):
+    """The same with a socket, such as that of the systemd journal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pair = socket.socketpair()
+        self.reader, self.writer = (sock.fileno() for sock in self._pair)
+        os.set_blocking(self.reader, False)
+        self.file = self.share()
+
+
+class PipeOfAnother(Pipe):
+    """The same with a pipe of another user, that nobody else can open again."""
+
+    def share(self) -> LogFile:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "open", self._refuse)
+            return super().share()
+
+    @staticmethod
+    def _refuse(*args: object) -> int:
+        raise PermissionError
+
+
+each_pipe = pytest.mark.parametrize("kind", [Pipe, SocketPair, PipeOfAnother])
+
+
+@each_pipe
+def test_reader_that_stops_makes_nobody_wait_and_costs_no_line(kind):
+    pipe = kind()
+    lines = [b"%06d" % number + b"." * 993 + b"\n" for number in range(700)]
     begin = monotonic()
     for line in lines:
-        pipe.file.write(line, 0.2)
-    assert 0.2 <= monotonic() - begin < 2
-    assert pipe.said == ["cannot write the log file: nobody reads it"]
-    # What the pipe did not take is not lost yet.
+        pipe.file.write(line)
+    assert monotonic() - begin < 1
+    assert pipe.file.is_behind
     assert pipe.read() == b"".join(lines)
-    assert len(pipe.said) == 1
+    assert pipe.said == []
+
+
+@each_pipe
+def test_descriptor_that_others_share_blocks_as_before(kind):
+    pipe = kind()
+    pipe.file.write(b"x\n")
+    assert os.get_blocking(pipe.writer)
+
+
+@pytest.mark.parametrize("kind", [Pipe, SocketPair])
+def test_last_room_that_another_process_takes_makes_nobody_wait(kind):
+    """Two that ask whether there is room, and then write, would both believe it."""
+    pipe = kind()
+    other = pipe.share()
+    while not pipe.file.is_behind:
+        pipe.file.write(b"." * 4095 + b"\n")
+    begin = monotonic()
+    other.write(b"x\n")
+    assert other.is_behind
+    assert monotonic() - begin < 1
+
+
+def test_lines_of_two_that_share_a_slow_reader_do_not_mix():
+    pipe = Pipe()
+    other = pipe.share()
+    for number in range(300):
+        pipe.file.write(b"a%0999d\n" % number)
+        other.write(b"b%0499d\n" % number)
+    got = b""
+    while pipe.file.is_behind or other.is_behind:
+        got += os.read(pipe.reader, 4096)
+        pipe.file.retry()
+        other.retry()
+    got += pipe.read()
+    assert sorted(got.splitlines()) == [b"a%0999d" % n for n in range(300)] + [b"b%0499d" % n for n in range(300)]
 
 
 def test_reader_that_stops_for_long_costs_lines_which_are_counted():
-    pipe = Broken()
+    pipe = Pipe()
     line = b"." * 9999 + b"\n"
     for _ in range(200):
-        pipe.file.write(line, 0)
+        pipe.file.write(line)
     got = pipe.read()
     kept = len(got) // len(line)
     assert got == line * kept
-    assert MAX_UNSENT <= len(got) < 200 * len(line)
+    assert MAX_HELD <= len(got) < 200 * len(line)
     assert pipe.said == ["cannot write the log file: nobody reads it", f"{200 - kept} lines for the log file are lost"]
 
 
+def test_lines_that_are_lost_are_one_gap_until_there_is_room_for_many():
+    pipe = Pipe()
+    for _ in range(300):
+        pipe.file.write(b"." * 9999 + b"\n")
+        with suppress(BlockingIOError):
+            os.read(pipe.reader, 4096)
+    pipe.read()
+    assert len(pipe.said) == 2
+    pipe.file.write(b"x\n")
+    assert pipe.read() == b"x\n"
+
+
+def test_flush_waits_for_a_reader_that_is_on_its_way_and_no_longer_than_it_is_told():
+    pipe = Pipe()
+    pipe.file.write(b"." * 500_000 + b"\n")
+    begin = monotonic()
+    pipe.file.flush(0.1)
+    assert 0.1 <= monotonic() - begin < 1
+    got = bytearray()
+    reading = threading.Thread(target=lambda: read_to(b"\n", pipe.reader, got))
+    reading.start()
+    pipe.file.flush(20)
+    assert not pipe.file.is_behind
+    reading.join()
+    assert len(got) == 500_001
+
+
+def read_to(end: bytes, descriptor: int, got: bytearray) -> None:
+    os.set_blocking(descriptor, True)
+    while not got.endswith(end):
+        got += os.read(descriptor, 4096)
+
+
+def test_loop_writes_what_is_held_as_soon_as_it_is_read():
+    pipe = Pipe()
+    pipe.file.retry_in(gevent.get_hub().loop)
+    pipe.file.write(b"." * 200_000 + b"\n")
+    assert pipe.file.is_behind
+    got = bytearray()
+
+    def take() -> bool:
+        with suppress(BlockingIOError):
+            got.extend(os.read(pipe.reader, 1 << 20))
+        return got.endswith(b"\n")
+
+    wait_until(take)
+    assert len(got) == 200_001
+
+
+def test_closing_says_what_is_lost():
+    pipe = Pipe()
+    for _ in range(100):
+        pipe.file.write(b"." * 4095 + b"\n")
+    pipe.file.close()
+    (said,) = pipe.said
+    assert re.fullmatch("[0-9]{2} lines for the log file are lost", said)
+
+
 def test_reader_that_is_gone_disturbs_nobody():
-    pipe = Broken()
+    pipe = Pipe()
     os.close(pipe.reader)
     for _ in range(3):
-        pipe.file.write(b"x\n", 0.2)
+        pipe.file.write(b"x\n")
+    pipe.file.flush(20)
     assert pipe.said == ["cannot write the log file: Broken pipe"]
 
 

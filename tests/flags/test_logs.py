@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from contextlib import ExitStack
+from time import monotonic
 
 import pytest
 from gevent import subprocess
@@ -123,3 +124,31 @@ def test_access_log_tells_of_requests_that_the_end_cuts_off(tmp_path, name):
         server.signal(getattr(signal, f"SIG{name}"))
         assert server.wait() == 0
     assert [json.loads(line)["outcome"] for line in log.read_text().splitlines()] == ["gmux/stop"] * 3
+
+
+# A reader that is slow.
+
+
+@pytest.mark.parametrize("words", [(), ("-v",)], ids=["usual", "verbose"])
+def test_reader_of_the_log_that_has_stopped_makes_no_client_wait(words):
+    with Target() as target, Server(target, *words) as server, Client(server.address) as client:
+        server._reading.kill()
+        longest = 0.0
+        for _ in range(1000):
+            Client(server.address).reset()  # two lines
+            begin = monotonic()
+            client.ask(b"." * 100)
+            longest = max(longest, monotonic() - begin)
+        assert longest < 0.4, "it is half a second when the loop waits for the reader"
+
+
+def test_reader_of_the_log_that_comes_at_the_end_gets_every_line():
+    with Target() as target, Server(target) as server:
+        server._reading.kill()
+        for _ in range(1000):
+            with Client(server.address) as client:
+                client.ask(b"x")
+        server.signal(signal.SIGTERM)
+        lines = server._process.stderr.read().splitlines()
+        assert sum(b"closed: " in line for line in lines) == 1000
+        assert server._process.wait() == 0
