@@ -80,6 +80,7 @@ class App(BaseApplication):  # type: ignore[misc]
             "user": uid,
             "group": gid,
             "control_socket_disable": True,
+            "pre_fork": master.note_unborn,
             "post_fork": master.leave_groups,
             "post_worker_init": master.hear_stops,
             "child_exit": master.tell_ended,

@@ -48,6 +48,9 @@ HELD_BACK = (*STOPS, signal.SIGUSR1)
 #: Seconds until a worker is started again that could not begin.
 WORKER_RETRY_DELAY = 1.0
 
+#: Seconds for which the log does not repeat why no worker can start.
+REPEAT_INTERVAL = 60.0
+
 
 class ArbiterLog:
     """What gunicorn's arbiter logs, in gmux's log: its talk is dropped, what went wrong stays, in words of gmux."""
@@ -116,12 +119,22 @@ class ReloadCut(Exception):
     """A signal to stop came while a reload waits for its old workers."""
 
 
+class CannotStart(Exception):
+    """A worker could not be started, which is said and tried again."""
+
+
 class Master(Arbiter):  # type: ignore[misc]
     """gunicorn's arbiter for a service whose sockets are open."""
 
     def __init__(self, app: Service, *, is_upgrade: bool) -> None:
         self._watchdog = systemd.Watchdog(is_upgrade=is_upgrade)
         self._is_reloading = self._is_incomplete = self._is_to_stop = False
+        #: The age of the last worker that a reload under way is to replace.
+        self._outdated: int | None = None
+        #: A worker between its making and its fork.
+        self.unborn: Any = None
+        self._retry_at = self._repeat_at = 0.0
+        self._trouble = ""
         # Whether there was a worker that served.
         self._has_served = False
         # gunicorn begins each title with its own name, and has no other place to say it.
@@ -147,7 +160,7 @@ class Master(Arbiter):  # type: ignore[misc]
         with suppress(StartError):
             self.app.keep_folder()
         signals: list[int] = super().wait_for_signals(min(timeout, self._watchdog.interval or timeout))
-        if self._is_incomplete:
+        if self._is_incomplete and time.monotonic() >= self._retry_at:
             signals.append(signal.SIGHUP)
         return in_effect(signals)
 
@@ -162,22 +175,54 @@ class Master(Arbiter):  # type: ignore[misc]
     # Workers.
 
     def spawn_worker(self) -> int:
+        """Raises CannotStart."""
         self._keep_up()
+        # gunicorn changes it for a moment, and does not put it back when it fails.
+        umask = os.umask(0o077)
+        os.umask(umask)
         # Until it has ways of its own with them, a worker would lose them to those of the master.
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
         try:
             pid: int = super().spawn_worker()
-        except (GmuxError, OSError) as error:
-            LOGGER.error("cannot start a worker: %s", error)
+        except (GmuxError, OSError, MemoryError) as error:
+            # No process, descriptor or space left, say: what serves goes on, and the main loop comes here again.
+            os.umask(umask)
+            if self.unborn is not None:
+                self.unborn.give_up()
+            self._defer(f"cannot start a worker: {getattr(error, 'strerror', '') or str(error) or repr(error)}")
             if self.worker_age == 1:
                 raise HaltServer("", 1) from None
-            # No process, descriptor or space left, say: what serves goes on, and the main loop comes here again.
-            return 0
+            raise CannotStart from None
         finally:
+            self.unborn = None
             hear_stops()
         self.WORKERS[pid].close_copies()
         LOGGER.info("worker %d started", pid)
         return pid
+
+    def spawn_workers(self) -> None:
+        if time.monotonic() >= self._retry_at:
+            with suppress(CannotStart):
+                super().spawn_workers()
+
+    def manage_workers(self) -> None:
+        if self._outdated is not None and time.monotonic() >= self._retry_at:
+            # What a reload could not start, which leaves as many old workers.
+            young = sum(worker.age > self._outdated for worker in self.WORKERS.values())
+            with suppress(CannotStart):
+                for _ in range(self.num_workers - young):
+                    self.spawn_worker()
+        super().manage_workers()
+        if not self._is_reloading:
+            self._end_reload()
+
+    def _defer(self, trouble: str) -> None:
+        """Start no worker for a moment, during which signals are heard, and say why, but not again and again."""
+        now = time.monotonic()
+        self._retry_at = now + WORKER_RETRY_DELAY
+        if trouble != self._trouble or now >= self._repeat_at:
+            self._trouble, self._repeat_at = trouble, now + REPEAT_INTERVAL
+            LOGGER.error("%s; tried again each %g s", trouble, WORKER_RETRY_DELAY)
 
     def reap_workers(self) -> None:
         self._keep_up()
@@ -192,8 +237,7 @@ class Master(Arbiter):  # type: ignore[misc]
             if not self._has_served:
                 raise
             # It is the machine or its configuration: what serves goes on.
-            LOGGER.error("a worker cannot start; next attempt in %g s", WORKER_RETRY_DELAY)
-            time.sleep(WORKER_RETRY_DELAY)
+            self._defer("a worker cannot start")
         if upgrade and not self.reexec_pid:
             LOGGER.warning("the new master, process %d, has ended: this one goes on", upgrade)
 
@@ -227,21 +271,27 @@ class Master(Arbiter):  # type: ignore[misc]
         self.app.config = config
         self.app.listening.use(fitting)
         self.LISTENERS = self.app.listening.sockets
-        self._is_reloading, last = True, self.worker_age
+        self._is_reloading, self._outdated = True, self.worker_age
         try:
-            super().handle_hup()
-            self._is_incomplete = any(worker.age <= last for worker in self.WORKERS.values())
-            if self._is_incomplete:
+            with suppress(CannotStart):
+                super().handle_hup()
+            self._end_reload()
+            if self._outdated is not None:
                 LOGGER.error("the reload is not complete: old workers go on; it is tried again")
-            else:
-                LOGGER.info("reloaded")
         except ReloadCut:
             pass
-        except Exception:  # no process or no disk space left, say
+        except Exception:  # no disk space left for the pid file, say
             LOGGER.error("the reload is not complete: it is tried again", exc_info=True)
-            self._is_incomplete = True
+            self._is_incomplete, self._outdated = True, None
+            self._retry_at = time.monotonic() + WORKER_RETRY_DELAY
         finally:
             self._is_reloading = False
+
+    def _end_reload(self) -> None:
+        """Say that it is done, if all old workers have ended."""
+        if self._outdated is not None and all(worker.age > self._outdated for worker in self.WORKERS.values()):
+            self._outdated = None
+            LOGGER.info("reloaded")
 
     def handle_usr1(self) -> None:
         logs.reopen()
@@ -252,7 +302,7 @@ class Master(Arbiter):  # type: ignore[misc]
     def reexec(self) -> None:
         try:
             super().reexec()
-        except OSError as error:
+        except Exception as error:
             LOGGER.error("the upgrade failed: %s", error)
             if os.getpid() != self.pid:
                 # The child that was to become the new master must not do what the old one does at its end.
@@ -318,6 +368,11 @@ def tell_listening(places: Iterable[tuple[RouteConfig, socket.socket]]) -> None:
 
 
 # gunicorn calls these.
+
+
+def note_unborn(master: Master, worker: Any) -> None:
+    """The fork may fail, and then the worker is to be given up."""
+    master.unborn = worker
 
 
 def leave_groups(master: Master, worker: Any) -> None:

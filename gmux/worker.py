@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import gevent
@@ -41,8 +42,20 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         super().__init__(*args)
         # Before the fork: a worker that drains as soon as this one exists must find it.
         owner = (self.cfg.uid, self.cfg.gid) if os.geteuid() == 0 else (-1, -1)
-        self._folder = Folder(self.app.runtime_dir)
-        self._successions = [Succession(self._folder, sock, owner) for sock in self.sockets]
+        with ExitStack() as undo:
+            undo.callback(self.tmp.close)
+            self._folder = Folder(self.app.runtime_dir)
+            undo.callback(self._folder.close)
+            self._successions: list[Succession] = []
+            for sock in self.sockets:
+                succession = Succession(self._folder, sock, owner)
+                undo.callback(succession.close)
+                self._successions.append(succession)
+            self._undo = undo.pop_all()
+
+    def give_up(self) -> None:
+        """In the master: there will be no such worker, because the fork failed."""
+        self._undo.close()
 
     def close_copies(self) -> None:
         """What the master has of a worker behind the fork would keep it alive for others."""

@@ -10,6 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import gevent
 import pytest
 
 from tests.support.clients import Client
@@ -89,6 +90,68 @@ def test_worker_that_cannot_start_after_one_that_served_is_tried_again(tmp_path)
         folder.unlink()
         wait_until(server.workers)
         wait_until(lambda: serves(server))
+
+
+@pytest.fixture
+def fork(tmp_path):
+    """A file: as long as it is there, processes started with the variables of `forkless` cannot fork."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os\nreal = os.fork\n"
+        "def fork():\n"
+        f"    if os.path.exists({str(tmp_path / 'full')!r}): raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
+        "    return real()\n"
+        "os.fork = fork\n"
+    )
+    return tmp_path / "full"
+
+
+def forkless(fork: Path) -> dict[str, dict[str, str]]:
+    return {"env": os.environ | {"PYTHONPATH": f"{fork.parent}:{ROOT}"}}
+
+
+def test_master_that_cannot_fork_leaks_nothing_says_so_once_and_hears_signals(fork, tmp_path):
+    folder = tmp_path / "run"
+
+    def held() -> tuple[int, int]:
+        return len(os.listdir(f"/proc/{server.pid}/fd")), len(list(folder.glob("listener-*")))
+
+    with Target() as target, Server(target, runtime_dir=str(folder), process=forkless(fork), pool_size="3") as server:
+        assert serves(server)
+        descriptors = held()[0]
+        fork.touch()
+        os.kill(server.workers()[0], signal.SIGKILL)
+        wait_until(lambda: server.said("cannot start a worker: Resource temporarily unavailable"))
+        server.signal(signal.SIGTTIN)
+        server.signal(signal.SIGUSR2)
+        wait_until(lambda: server.said("the upgrade failed: "))
+        gevent.sleep(2.2)  # two attempts
+        assert held()[0] < descriptors
+        assert held()[1] <= 1  # that of the worker that was killed
+        assert sum("cannot start" in line for line in server.log) == 1
+        fork.unlink()
+        wait_until(lambda: len(server.workers()) == 2)
+        wait_until(lambda: serves(server))
+
+
+def test_reload_that_cannot_start_a_worker_says_so_at_once_and_hears_signals(fork):
+    with Target() as target, Server(target, process=forkless(fork), pool_size="3", workers="2") as server:
+        before = wait_until(lambda: len(server.workers()) == 2 and server.workers())
+        fork.touch()
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: server.said("the reload is not complete: old workers go on"), 5)
+        server.signal(signal.SIGUSR2)
+        wait_until(lambda: server.said("the upgrade failed: "), 5)
+        assert serves(server)
+        assert server.workers() == before
+        fork.unlink()
+        wait_until(lambda: server.said("reloaded"))
+        assert len(server.workers()) == 2
+        assert not set(before) & set(server.workers())
+        fork.touch()
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: sum("the reload is not complete" in line for line in server.log) == 2, 5)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
 
 
 def test_mode_of_a_unix_socket_is_changed_a_reload_says_that_it_stays(tmp_path):
