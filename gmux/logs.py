@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from gmux.config import ServiceConfig
-from gmux.errors import StartError
+from gmux.errors import StartError, describe_fault
 from gmux.logfile import LogFile
 
 LOGGER = logging.getLogger("gmux")
@@ -83,7 +83,7 @@ class DropTracebacks(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and not LOGGER.isEnabledFor(logging.DEBUG):
-            record.msg, record.args = f"{record.getMessage()}: {record.exc_info[1]!r}", ()
+            record.msg, record.args = f"{record.getMessage()}: {describe_fault(record.exc_info[1])}", ()
             record.exc_info = None
         return True
 

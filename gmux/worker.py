@@ -13,6 +13,8 @@ import signal
 import socket
 import sys
 from contextlib import ExitStack
+from traceback import walk_tb
+from types import TracebackType
 from typing import Any
 
 import gevent
@@ -161,7 +163,16 @@ class GmuxWorker(Worker):  # type: ignore[misc]
 
 def report_fault(context: Any, kind: Any, value: Any, traceback: Any) -> None:
     """Log an error that reached the loop; gevent would print it on a standard error that may be gone."""
-    LOGGER.error("gmux has a fault, please report it: %s", describe_fault(value))
+    _log_of(traceback).error("gmux has a fault; the service goes on, please report it: %s", describe_fault(value))
+
+
+def _log_of(traceback: TracebackType | None) -> logging.Logger:
+    """That of the route of the first object on the way to the fault that has one."""
+    for frame, _ in walk_tb(traceback):
+        log = getattr(frame.f_locals.get("self"), "_log", None)
+        if isinstance(log, logging.Logger):
+            return log
+    return LOGGER
 
 
 def _kind_of_connections(config: RouteConfig) -> str:

@@ -97,3 +97,19 @@ def test_fault_that_reaches_the_loop_is_logged_in_a_line_with_its_place(monkeypa
     [line] = [record.message for record in caplog.records if "please report it" in record.message]
     assert "ValueError('a fault of the codec') in " in line and "test_codec_faults.py, line " in line
     assert "\n" not in line
+
+
+def test_fault_that_reaches_the_loop_is_logged_by_its_route(monkeypatch, caplog):
+    class OfRoute:
+        _log = logging.getLogger("gmux.north")
+
+        def run(self):
+            fail()
+
+    hub = gevent.get_hub()
+    monkeypatch.setattr(hub, "print_exception", report_fault)
+    monkeypatch.setattr(hub, "handle_error", type(hub).handle_error.__get__(hub))
+    hub.loop.run_callback(OfRoute().run)
+    gevent.spawn(OfRoute().run).join()
+    names = [record.name for record in caplog.records if "please report it" in record.message]
+    assert names == ["gmux.north"] * 2
