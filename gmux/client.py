@@ -31,13 +31,14 @@ from gevent import get_hub
 from gmux import net
 from gmux.codecs.base import Codec, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
+from gmux.disk import Disk, Full
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout, describe_fault
 from gmux.exchange import Exchange
 from gmux.mailbox import Sent
 from gmux.net import READ_SIZE
 from gmux.pool import Pool
 from gmux.ratelimit import LimitedWarnings
-from gmux.spool import Full, Memory, Spool
+from gmux.spool import Memory, Spool
 
 READ, WRITE = 1, 2
 
@@ -66,11 +67,14 @@ class ClientSettings:
 class Clients:
     """What the clients of one route share: settings, pool, clocks, the memory they may hold, and the list of them."""
 
-    def __init__(self, settings: ClientSettings, codec: Codec, pool: Pool, memory: Memory, log: logging.Logger) -> None:
+    def __init__(
+        self, settings: ClientSettings, codec: Codec, pool: Pool, memory: Memory, disk: Disk, log: logging.Logger
+    ) -> None:
         self.settings = settings
         self.codec = codec
         self.pool = pool
         self.memory = memory
+        self.disk = disk
         self.log = log
         self.warn = LimitedWarnings(log)
         self.members: set[Client] = set()
@@ -88,7 +92,7 @@ class Clients:
         self.lingering: Deadlines[Client] = Deadlines(LINGER_TIMEOUT, Client.linger_timed_out)
 
     def spool(self) -> Spool:
-        return Spool(self.memory, self.settings.spool_memory, self.settings.spool_limit)
+        return Spool(self.memory, self.disk, self.settings.spool_memory, self.settings.spool_limit)
 
     def broadcast(self, message: bytes) -> None:
         """Give a message of the target's own to every client; one that is slow delays no other."""
@@ -130,7 +134,6 @@ class Client:
         "_held",
         "_unacknowledged",
         "_outbox",
-        "_unsent",
         "_reader",
         "_writer",
         "_greenlet",
@@ -157,7 +160,6 @@ class Client:
         )
         self._ahead = self._held = self._unacknowledged = 0
         self._outbox: Spool | None = None
-        self._unsent: bytes | memoryview = b""
         self._reader: Any = get_hub().loop.io(sock.fileno(), READ)
         self._writer: Any = None
         self._greenlet: Any = None
@@ -577,7 +579,7 @@ class Client:
     def _on_writable(self) -> None:
         outbox = self._outbox
         assert outbox is not None
-        data = self._unsent or outbox.read()
+        data = outbox.peek()
         if data:
             try:
                 sent = self._send(data)
@@ -586,9 +588,9 @@ class Client:
             except OSError as error:
                 self._vanish(error)
                 return
-            self._unsent = memoryview(data)[sent:]
+            outbox.skip(sent)
             self._shared.writing.add(self)
-        if not self._unsent and not outbox:
+        if not outbox:
             outbox.close()
             self._outbox = None
             self._stop_writing()

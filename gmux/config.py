@@ -112,6 +112,7 @@ class ServiceConfig:
     workers: int
     worker_timeout: int
     graceful_timeout: float
+    disk_limit: int
     spin: float
     name: str
     daemon: bool

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 #: Host and port, or the path of a Unix socket.
 Address = tuple[str, int] | str
@@ -64,11 +64,15 @@ def parse_spin(text: str) -> float:
     return seconds
 
 
-def parse_size(text: str) -> int:
+def parse_size_or_none(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,15})([kmg]?)(?:i?b)?", text, re.ASCII | re.IGNORECASE)
-    if match is None or not int(match[1]):
+    if match is None:
         raise ValueError
     return int(match[1]) * _UNITS_OF_SIZE[match[2].lower()]
+
+
+def parse_size(text: str) -> int:
+    return parse_size_or_none(text) or _refuse_zero()
 
 
 def count(least: int, most: int) -> Kind:
@@ -252,7 +256,7 @@ def parse_worker_timeout(text: str) -> int:
     return int(seconds)
 
 
-def _refuse_zero() -> float:
+def _refuse_zero() -> NoReturn:
     raise ValueError
 
 
@@ -261,6 +265,7 @@ DELAY = Kind("TIME", "a time such as 500ms, 10s, 5m, or 0 for none", parse_secon
 POSITIVE_SECONDS = Kind("TIME", "a time above 0 such as 500ms, 10s, 5m", lambda t: parse_seconds(t) or _refuse_zero())
 SPIN = Kind("TIME", "a time such as 50us or 1ms, at most 1s, or 0 for none", parse_spin)
 SIZE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G", parse_size)
+SIZE_OR_NONE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G, or 0 for none", parse_size_or_none)
 LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT, with a PORT from 0 to 65535, or unix:/PATH", parse_listen)
 TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, unix:/PATH, or embedded", parse_target)
 CORRELATION = choice("MODE", "auto", "order", "key")

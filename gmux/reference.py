@@ -205,6 +205,12 @@ ABOUT: dict[str, str] = {
     "graceful_timeout": (
         "Time for requests under way after TERM. Then their clients are cut off with a reset, and gmux exits."
     ),
+    "disk_limit": (
+        "The most that a worker holds on disk, for all clients of all its routes: what is above `--spool-memory` or "
+        "`--memory-limit`. It is one file without a name in the folder for temporary files (`$TMPDIR`, else `/tmp`). "
+        "Past the limit a request is refused, and a client too slow for its answer is cut off with a reset. `0`: no "
+        "file."
+    ),
     "spin": (
         "For so long after each request is sent and each answer has come, gmux polls instead of sleeping: shorter "
         "answer times for more CPU. See [spinning](design.md#spinning)."

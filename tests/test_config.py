@@ -212,6 +212,7 @@ KINDS = {
         {"0": 0, "1": 1, "30s": 30, "5m": 300, "1000ms": 1, "2.0": 2},
         ["", "500ms", "1.5s", "0.5", "-1", "soon"],
     ),
+    "disk_limit": ({"0": 0, "4096": 4096, "64k": 65536, "4G": 4 << 30}, ["", "-1", "64kk", "big", "1.5G"]),
     "log_level": ({level: level for level in ("debug", "info", "warning", "error")}, ["", "INFO", "warn", "10"]),
 }
 GOOD = [(name, text, value) for name, (good, _) in KINDS.items() for text, value in good.items()]

@@ -37,7 +37,7 @@ LAYERS = [
     ["gmux.reference"],
     ["gmux.logfile"],
     ["gmux.logs"],
-    ["gmux.deadlines", "gmux.spinner", "gmux.spool", "gmux.net", "gmux.ratelimit", "gmux.trace"],
+    ["gmux.deadlines", "gmux.spinner", "gmux.disk", "gmux.spool", "gmux.net", "gmux.ratelimit", "gmux.trace"],
     ["gmux.folder"],
     ["gmux.mailbox", "gmux.slots", "gmux.slot_files"],
     ["gmux.sharing"],

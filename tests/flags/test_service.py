@@ -20,7 +20,7 @@ from tests.flags.support import ask_http, cpu_seconds
 from tests.support.clients import Client
 from tests.support.framing import HTTP, ISO8583
 from tests.support.service import Server, serving
-from tests.support.target import Target, answer, closed_port, hold, never, send
+from tests.support.target import Target, answer, closed_port, hold, never, padded, send
 from tests.support.wait import wait_until
 
 CARD = "4000001234567899"
@@ -54,6 +54,21 @@ def test_graceful_timeout_not_over_lets_requests_under_way_end():
             assert client.receive() == b"request"
         assert server.stop() == 0
         assert not server.said("cut off")
+
+
+# Disk.
+
+
+def test_disk_limit_is_for_all_clients_together_and_ends_a_slow_one_past_it():
+    """Two answers that are not taken, of which only one fits."""
+    much = 12 << 20
+    settings = {"spool_memory": "64k", "disk_limit": "16M"}
+    with Target((padded(much),)) as target, Server(target, **settings) as server, ExitStack() as stack:
+        slow = [stack.enter_context(Client(server.address, receive_buffer=4096)) for _ in range(2)]
+        for client in slow:
+            client.send(b"much")
+        wait_until(lambda: server.said("temporary files may hold 16777216 bytes (--disk-limit)"))
+        assert len([line for line in server.log if "--disk-limit" in line]) == 1
 
 
 # Processor time.

@@ -21,6 +21,7 @@ from gevent.lock import BoundedSemaphore
 from gmux import net
 from gmux.access import AccessLog
 from gmux.client import Client
+from gmux.disk import Disk
 from gmux.folder import Folder
 from gmux.pool import Pool
 from gmux.route import Route
@@ -87,9 +88,9 @@ class Service:
         succession = None if shared is None else Succession(shared.folder, listening, (-1, -1))
         self.slots = slots or MemorySlots(self.config.pool_size)
         self.access = AccessLog(service) if service.access_log else None
-        spinner = Spinner(service.spin)
+        spinner, self.disk = Spinner(service.spin), Disk(service.disk_limit)
         self.route = Route(
-            self.config, service, listening, target, self.slots, spinner, LOG, succession, access=self.access
+            self.config, service, listening, target, self.slots, spinner, self.disk, LOG, succession, access=self.access
         )
 
     @property
