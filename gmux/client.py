@@ -94,6 +94,15 @@ class Clients:
     def spool(self) -> Spool:
         return Spool(self.memory, self.disk, self.settings.spool_memory, self.settings.spool_limit)
 
+    def end_lingering(self) -> bool:
+        """Close the client that has been told to go for the longest time, for one that comes; false: there is none."""
+        if not self.lingering:
+            return False
+        client = self.lingering.pop_first()
+        self.log.debug("%s: closed before its own end: another client comes", client.name)
+        client._close()
+        return True
+
     def broadcast(self, message: bytes) -> None:
         """Give a message of the target's own to every client; one that is slow delays no other."""
         for client in list(self.members):

@@ -78,11 +78,10 @@ class Listener(StreamServer):  # type: ignore[misc]
         clients = self._clients
         number = next(self._numbers)
         self._log.info("#%d: %s", number, name)
-        if len(clients.members) >= self._max_clients + max_lingering(self._max_clients):
-            # So many do not close although they were told to go: there is no place to tell one more.
-            clients.warn(
-                Overloaded.cause, f"#{number} {name}: closed at once: too many clients that were told to go stay"
-            )
+        if len(clients.members) >= self._max_clients + max_lingering(self._max_clients) and not clients.end_lingering():
+            # All of them still take an answer: there is no place to tell one more.
+            reason = "no place is left among those that take their last answer"
+            clients.warn(Overloaded.cause, f"#{number} {name}: closed at once: {reason}")
             return
         client = clients.make_client(clients, sock, f"#{number} {peer}", net.format_host(address))
         is_full = len(clients.members) - len(clients.lingering) >= self._max_clients

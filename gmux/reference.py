@@ -156,7 +156,9 @@ ABOUT: dict[str, str] = {
     ),
     "max_clients": (
         "Clients connected at once to a worker. One more is refused: a 503 over `http`, a close elsewhere. Clients "
-        "whose connection gmux is ending do not count. gmux raises its limit of open files as far as the system "
+        "whose connection gmux is ending do not count. There may be a quarter more of them, at least 16; then the one "
+        "that was told to go first is closed for the next one. Clients that connect and say nothing do count: "
+        "`--client-idle-timeout` ends them. gmux raises its limit of open files as far as the system "
         "allows; a client is one file."
     ),
     "max_message": (

@@ -9,6 +9,7 @@ import pytest
 from gevent.lock import Semaphore
 
 import gmux.client
+from gmux.listener import max_lingering
 from tests.support.clients import Client, tagged
 from tests.support.framing import LINE, MPU
 from tests.support.service import serving, spool_bytes
@@ -48,6 +49,21 @@ def test_clients_refused_that_stay_take_no_place():
         first.sock.close()
         wait_until(lambda: len(service.clients) <= 4)
         assert_goes_on(service)
+
+
+def test_clients_told_to_go_that_stay_make_way_for_others():
+    """They may be many more than those that may linger; who comes is served all the same."""
+    with Target() as target, serving(target, max_message="100", max_clients="4") as service, ExitStack() as stack:
+        served = stack.enter_context(Client(service.address))
+        assert served.ask(b"first") == b"first"
+        for n in range(3 * (4 + max_lingering(4))):
+            bad = stack.enter_context(Client(service.address))
+            bad.send_raw(b"." * 200)
+            bad.receive_end()
+            if n % 10 == 9:
+                assert_goes_on(service)
+        assert len(service.clients) <= 4 + max_lingering(4)
+        assert served.ask(b"again") == b"again"
 
 
 def test_requests_past_queue_limit_get_an_end():
