@@ -16,7 +16,9 @@ and no event.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from gmux import net
 from gmux.codecs.base import Codec, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.disk import Disk, Full
+from gmux.ends import Ends
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout, describe_fault
 from gmux.exchange import Exchange
 from gmux.mailbox import Sent
@@ -68,13 +71,21 @@ class Clients:
     """What the clients of one route share: settings, pool, clocks, the memory they may hold, and the list of them."""
 
     def __init__(
-        self, settings: ClientSettings, codec: Codec, pool: Pool, memory: Memory, disk: Disk, log: logging.Logger
+        self,
+        settings: ClientSettings,
+        codec: Codec,
+        pool: Pool,
+        memory: Memory,
+        disk: Disk,
+        ends: Ends,
+        log: logging.Logger,
     ) -> None:
         self.settings = settings
         self.codec = codec
         self.pool = pool
         self.memory = memory
         self.disk = disk
+        self.ends = ends
         self.log = log
         self.warn = LimitedWarnings(log)
         self.members: set[Client] = set()
@@ -238,12 +249,19 @@ class Client:
     def _read_on(self) -> None:
         if not self._is_reading and not self._is_half:
             self._is_reading = True
+            self._shared.ends.unwatch(self._sock.fileno())
             self._reader.start(self._greenlet.switch)
 
     def _read_off(self) -> None:
         if self._is_reading:
             self._is_reading = False
             self._reader.stop()
+            # It may be gone before it is read again, and its request with it.
+            self._shared.ends.watch(self._sock.fileno(), self._end_unread)
+
+    def _end_unread(self) -> None:
+        number = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or errno.EPIPE
+        self._vanish(OSError(number, os.strerror(number)))
 
     # Requests.
 
@@ -493,8 +511,10 @@ class Client:
         self._is_closed = True
         self._is_open = False
         # Watchers go before the descriptor: its number may be given to the next connection at once.
-        self._read_off()
+        self._is_reading = False
+        self._reader.stop()
         self._reader.close()
+        self._shared.ends.unwatch(self._sock.fileno())
         self._stop_writing()
         self._drop_incoming()
         shared = self._shared

@@ -13,6 +13,7 @@ from gmux.access import AccessLog
 from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
 from gmux.config import RouteConfig, ServiceConfig
 from gmux.disk import Disk
+from gmux.ends import Ends
 from gmux.keyed_pool import KeyedPool
 from gmux.listener import Listener
 from gmux.net import Address
@@ -47,6 +48,7 @@ class Route:
         slots: Slots,
         spinner: Spinner,
         disk: Disk,
+        ends: Ends,
         log: logging.Logger,
         succession: Succession | None = None,
         access: AccessLog | None = None,
@@ -86,7 +88,7 @@ class Route:
         pool_class = KeyedPool if codec.correlation == "key" else PipelinedPool if config.pipeline > 1 else Pool
         route_access = access.of_route(config.name) if access else None
         self._pool = pool_class(pool_settings, codec, slots, spinner, log, trace, route_access)
-        self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), disk, log)
+        self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), disk, ends, log)
         self._pool.broadcast = self._clients.broadcast
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)

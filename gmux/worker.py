@@ -25,6 +25,7 @@ from gmux import logs, net, samples
 from gmux.access import AccessLog
 from gmux.config import RouteConfig, ServiceConfig, budget_name
 from gmux.disk import Disk
+from gmux.ends import Ends
 from gmux.errors import describe_fault
 from gmux.folder import Folder
 from gmux.logs import LOGGER
@@ -105,10 +106,10 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         """Make the routes: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
         service: ServiceConfig = self.app.config
         spinner = Spinner(service.spin)
-        disk = Disk(service.disk_limit)
+        disk, ends = Disk(service.disk_limit), Ends()
         self._access = AccessLog(service) if service.access_log else None
         self._routes = [
-            self._make_route(config, service, inherited, spinner, disk, succession)
+            self._make_route(config, service, inherited, spinner, disk, ends, succession)
             for config, inherited, succession in zip(service.routes, self.sockets, self._successions, strict=True)
         ]
 
@@ -119,6 +120,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         inherited: socket.socket,
         spinner: Spinner,
         disk: Disk,
+        ends: Ends,
         succession: Succession,
     ) -> Route:
         log = logs.route_logger(config.name)
@@ -134,7 +136,9 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         else:
             target = config.target
             keeper = SharedSlots(self._folder, budget_name(config), config.pool_size, _kind_of_connections(config), log)
-        return Route(config, service, listening, target, keeper, spinner, disk, log, succession, access=self._access)
+        return Route(
+            config, service, listening, target, keeper, spinner, disk, ends, log, succession, access=self._access
+        )
 
     def run(self) -> None:
         # Until the first beat the arbiter takes a time of the wall clock for one of its own, and never misses a sign.

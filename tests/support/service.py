@@ -22,6 +22,7 @@ from gmux import net
 from gmux.access import AccessLog
 from gmux.client import Client
 from gmux.disk import Disk
+from gmux.ends import Ends
 from gmux.folder import Folder
 from gmux.pool import Pool
 from gmux.route import Route
@@ -88,9 +89,19 @@ class Service:
         succession = None if shared is None else Succession(shared.folder, listening, (-1, -1))
         self.slots = slots or MemorySlots(self.config.pool_size)
         self.access = AccessLog(service) if service.access_log else None
-        spinner, self.disk = Spinner(service.spin), Disk(service.disk_limit)
+        spinner, disk, self.ends = Spinner(service.spin), Disk(service.disk_limit), Ends()
         self.route = Route(
-            self.config, service, listening, target, self.slots, spinner, self.disk, LOG, succession, access=self.access
+            self.config,
+            service,
+            listening,
+            target,
+            self.slots,
+            spinner,
+            disk,
+            self.ends,
+            LOG,
+            succession,
+            access=self.access,
         )
 
     @property
@@ -179,9 +190,12 @@ def serving(
         is_good = True
     finally:
         service.route.drain(0.05)
+        is_watching = bool(service.ends._ended)
+        service.ends.close()
         if service.access is not None:
             service.access.close()
         if is_good:
+            assert not is_watching, "the end of a client that is gone is watched"
             _assert_nothing_left(service)
 
 
