@@ -31,6 +31,7 @@ import gevent
 from gevent import get_hub
 
 from gmux import net
+from gmux.broadcast import Broadcast
 from gmux.codecs.base import Codec, Interim, Part, Request, RequestDecoder
 from gmux.deadlines import Deadlines
 from gmux.disk import Disk, Full
@@ -41,16 +42,12 @@ from gmux.mailbox import Sent
 from gmux.net import READ_SIZE
 from gmux.pool import Pool
 from gmux.ratelimit import LimitedWarnings
+from gmux.scheduler import READ, WRITE, Share, Watch
 from gmux.spool import Memory, Spool
-
-READ, WRITE = 1, 2
 
 #: Seconds that a client whose connection gmux ends has to take the last answer and close, before it is cut off.
 #: A close with bytes unread would reset the connection and destroy the answer on its way (RFC 9112 section 9.6).
 LINGER_TIMEOUT = 2.0
-
-#: Requests refused at once, or parts of one, that are taken in one turn of the loop; then other clients have theirs.
-MAX_EVENTS = 8
 
 #: Bytes behind the request under way that are held for a client; then it is not read until the answer is out.
 MAX_AHEAD = net.READ_SIZE
@@ -78,6 +75,7 @@ class Clients:
         memory: Memory,
         disk: Disk,
         ends: Ends,
+        share: Share,
         log: logging.Logger,
     ) -> None:
         self.settings = settings
@@ -86,9 +84,12 @@ class Clients:
         self.memory = memory
         self.disk = disk
         self.ends = ends
+        self.share = share
         self.log = log
         self.warn = LimitedWarnings(log)
         self.members: set[Client] = set()
+        #: Gives a message of the target's own to every client; one that is slow delays no other.
+        self.broadcast = Broadcast(share, lambda: self.members, self.warn).add
         #: Called by the listener with these clients, the socket, the name and the host.
         self.make_client: Callable[[Clients, socket.socket, str, str], Client] = Client
         self.is_draining = False
@@ -113,11 +114,6 @@ class Clients:
         self.log.debug("%s: closed before its own end: another client comes", client.name)
         client._close()
         return True
-
-    def broadcast(self, message: bytes) -> None:
-        """Give a message of the target's own to every client; one that is slow delays no other."""
-        for client in list(self.members):
-            client.tell(message)
 
     def drain(self, has_successor: bool) -> None:
         """Let clients go: those that have no request under way at once, the others after their answer."""
@@ -180,8 +176,8 @@ class Client:
         )
         self._ahead = self._held = self._unacknowledged = 0
         self._outbox: Spool | None = None
-        self._reader: Any = get_hub().loop.io(sock.fileno(), READ)
-        self._writer: Any = None
+        self._reader = Watch(shared.share, sock.fileno(), READ, self._on_readable)
+        self._writer: Watch | None = None
         self._greenlet: Any = None
 
     # The greenlet.
@@ -193,6 +189,7 @@ class Client:
         """
         shared = self._shared
         self._greenlet = gevent.getcurrent()
+        self._reader.step = self._greenlet.switch
         shared.members.add(self)
         wait = get_hub().switch
         try:
@@ -250,7 +247,7 @@ class Client:
         if not self._is_reading and not self._is_half:
             self._is_reading = True
             self._shared.ends.unwatch(self._sock.fileno())
-            self._reader.start(self._greenlet.switch)
+            self._reader.start()
 
     def _read_off(self) -> None:
         if self._is_reading:
@@ -276,13 +273,17 @@ class Client:
             return  # a refusal came back at once: the loop below goes on
         self._is_advancing = True
         events = 0
+        until = 0.0
         try:
             while self._exchange is None and self._outbox is None and self._is_open:
-                if events == MAX_EVENTS:
-                    self._is_deferred = True
-                    # A timer and not a callback: the loop runs callbacks on and on before it looks at sockets again.
-                    get_hub().loop.timer(0).start(self._advance_on)
-                    break
+                if events:
+                    now = monotonic()
+                    if events == 1:
+                        until = now + self._shared.share.scheduler.slice
+                    elif now > until:
+                        self._is_deferred = True
+                        self._reader.later(self._advance_on)
+                        break
                 events += 1
                 event = self._decoder.next_event()
                 if event is None:
@@ -512,7 +513,6 @@ class Client:
         self._is_open = False
         # Watchers go before the descriptor: its number may be given to the next connection at once.
         self._is_reading = False
-        self._reader.stop()
         self._reader.close()
         self._shared.ends.unwatch(self._sock.fileno())
         self._stop_writing()
@@ -596,8 +596,8 @@ class Client:
             self._is_due = True
             data = data[sent:]
             self._outbox = self._shared.spool()
-            self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
-            self._writer.start(self._on_writable)
+            self._writer = Watch(self._shared.share, self._sock.fileno(), WRITE, self._on_writable)
+            self._writer.start()
             self._shared.writing.add(self)
         try:
             self._outbox.write(data)
@@ -631,6 +631,5 @@ class Client:
     def _stop_writing(self) -> None:
         self._shared.writing.discard(self)
         if self._writer is not None:
-            self._writer.stop()
             self._writer.close()
             self._writer = None

@@ -76,7 +76,9 @@ class Deadlines(OrderedDict[T, float]):
         return things
 
     def _arm(self, seconds: float) -> None:
-        self._timer = get_hub().loop.timer(seconds)
+        loop = get_hub().loop
+        # After all else of its turn: what came in time is seen first, also when the process was held up.
+        self._timer = loop.timer(seconds, priority=loop.MINPRI)
         self._timer.start(self._on_timer)
 
     def _on_timer(self) -> None:

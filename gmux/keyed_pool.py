@@ -17,6 +17,7 @@ from gmux.keyed_line import KeyedLine
 from gmux.pipelined import PipelinedUpstream
 from gmux.pipelined_pool import PipelinedPool
 from gmux.pool import PoolSettings
+from gmux.scheduler import Share
 from gmux.slots import Slots
 from gmux.spinner import Spinner
 from gmux.trace import Trace
@@ -31,12 +32,13 @@ class KeyedPool(PipelinedPool):
         settings: PoolSettings,
         codec: Codec,
         slots: Slots,
+        share: Share,
         spinner: Spinner,
         log: logging.Logger,
         trace: Trace | None,
         access: RouteAccess | None,
     ) -> None:
-        super().__init__(settings, codec, slots, spinner, log, trace, access)
+        super().__init__(settings, codec, slots, share, spinner, log, trace, access)
         # Connections on which a key is reserved no more that is waited for.
         self._unblocked: set[KeyedUpstream] = set()
         self.answered = self._answered

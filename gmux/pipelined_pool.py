@@ -29,6 +29,7 @@ from gmux.licence import Licence
 from gmux.pipelined import PipelinedUpstream
 from gmux.pool import Pool, PoolSettings
 from gmux.prober import Prober
+from gmux.scheduler import Share
 from gmux.slots import Slots
 from gmux.spinner import Spinner
 from gmux.trace import Trace
@@ -44,12 +45,13 @@ class PipelinedPool(Pool):
         settings: PoolSettings,
         codec: Codec,
         slots: Slots,
+        share: Share,
         spinner: Spinner,
         log: logging.Logger,
         trace: Trace | None,
         access: RouteAccess | None,
     ) -> None:
-        super().__init__(settings, codec, slots, spinner, log, trace, access)
+        super().__init__(settings, codec, slots, share, spinner, log, trace, access)
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
         self._by_load = ByLoad(settings.pipeline, self._is_picky)
         # Of one connection alone nobody needs to know how it stands among others.
@@ -228,7 +230,9 @@ class PipelinedPool(Pool):
         upstream.is_aged = False  # or it would have been replaced, or lent
         if upstream is self._lending:
             self._lending = None
-        if self._waiting and (not upstream.is_stale() or upstream.catch_up()):
+        if self._waiting:
+            if upstream.is_stale() and not upstream.catch_up():
+                return
             if not self.licence.is_granted and self._seek_licence(_pipelined(upstream)):
                 return
             self.has_room(_pipelined(upstream))

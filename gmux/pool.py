@@ -34,6 +34,7 @@ from gmux.exchange import Asker, Exchange
 from gmux.net import RESET_PATIENCE
 from gmux.private import PrivateConnections
 from gmux.ratelimit import LimitedWarnings
+from gmux.scheduler import Share
 from gmux.slots import Ask, Grant, Slot, Slots, State, release_after_reset
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
@@ -114,6 +115,7 @@ class Pool:
         settings: PoolSettings,
         codec: Codec,
         slots: Slots,
+        share: Share,
         spinner: Spinner,
         log: logging.Logger,
         trace: Trace | None,
@@ -128,7 +130,7 @@ class Pool:
         self._trace = trace
         self._access = access
         is_verbose = trace is not None or access is not None
-        self._traits = Traits(spinner.kick, is_verbose, settings.hears, settings.pipeline, settings.late_window)
+        self._traits = Traits(share, spinner.kick, is_verbose, settings.hears, settings.pipeline, settings.late_window)
         self._permits = BoundedSemaphore(settings.size)
         # The one that was used last stands last.
         self._idle: dict[Upstream, None] = {}
@@ -362,6 +364,8 @@ class Pool:
             exchange.asker.fail(exchange, error)
 
     def unsolicited(self, upstream: Upstream, part: Part) -> str:
+        if isinstance(part, Unsolicited) and part.is_handled:
+            return ""
         policy = self._settings.unsolicited
         is_known = isinstance(part, Unsolicited)
         is_answer = isinstance(part, Unsolicited) and part.is_answer
@@ -369,8 +373,7 @@ class Pool:
         if policy == CLOSE or (policy == AUTO and not is_known):
             return f"a message came that nobody asked for: {what}"
         if policy == BROADCAST and not is_answer:
-            # Not now: what came before it is delivered first, and a burst of them leaves the others their turns.
-            gevent.get_hub().loop.run_callback(self.broadcast, part.data)
+            self.broadcast(part.data)
         else:
             kind = "an answer that fits no request" if is_answer else "a message that nobody asked for"
             self.warn("upstream/answer", f"{kind} is dropped: {what}, {upstream.name}")
@@ -571,8 +574,8 @@ class Pool:
 
     def _give(self, upstream: Upstream, ask: Ask) -> None:
         """Hand an idle connection over, or close it and hand over its slot."""
-        if upstream.is_stale() and not upstream.catch_up():
-            return
+        if upstream.is_stale():
+            return  # what came is dealt with first; it asks again
         self._slots.met(ask)
         is_movable = upstream.is_clean and not self._settings.max_age and upstream not in self._checked
         if not is_movable or not self._slots.is_kin(ask):

@@ -20,6 +20,7 @@ from gmux.net import Address
 from gmux.pipelined_pool import PipelinedPool
 from gmux.pool import CLOSE, Pool, PoolSettings
 from gmux.recorded_client import RecordedClient
+from gmux.scheduler import Scheduler, Share
 from gmux.slots import Slots
 from gmux.spinner import Spinner
 from gmux.spool import Memory
@@ -46,6 +47,7 @@ class Route:
         listening: socket.socket,
         target: Address,
         slots: Slots,
+        scheduler: Scheduler,
         spinner: Spinner,
         disk: Disk,
         ends: Ends,
@@ -87,8 +89,9 @@ class Route:
         )
         pool_class = KeyedPool if codec.correlation == "key" else PipelinedPool if config.pipeline > 1 else Pool
         route_access = access.of_route(config.name) if access else None
-        self._pool = pool_class(pool_settings, codec, slots, spinner, log, trace, route_access)
-        self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), disk, ends, log)
+        share = Share(scheduler)
+        self._pool = pool_class(pool_settings, codec, slots, share, spinner, log, trace, route_access)
+        self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), disk, ends, share, log)
         self._pool.broadcast = self._clients.broadcast
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)

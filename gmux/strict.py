@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from time import monotonic
 
 from gmux import net
 from gmux.codecs.base import AnswerDecoder, Part, PrivatePart, Unsolicited
@@ -68,41 +69,50 @@ class StrictUpstream(Upstream):
 
     def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
+        until = 0.0
         part = decoder.next_event()
         while part is not None:
             if not part.last and isinstance(part, Unsolicited):
                 if reason := self._owner.unsolicited(self, part):
                     raise BadAnswer(reason)
-                part = decoder.next_event()
-                continue
-            if self.verbose:
-                self._owner.saw(self, exchange, part.data, True)
-            exchange.answered = True
-            if part.last:
-                self.exchange = None
-                if self.is_closing:
-                    pass
-                elif self._writer is not None:
-                    self.close("the target answered before it had the whole request")
-                elif not part.reusable:
-                    self._bind_or_close(exchange, part)
-                elif (decoder.data or decoder.owed) and not self._take_unasked():
-                    pass
-                else:
-                    # The next request goes out before this answer is delivered: the time from an answer to the next
-                    # request is all that a strict connection idles, so nothing that can wait is done in it.
-                    self.idle_limit = part.idle_limit
-                    self._owner.freed(self)
+            else:
+                if self.verbose:
+                    self._owner.saw(self, exchange, part.data, True)
+                exchange.answered = True
+                if part.last:
+                    self._complete(exchange, part)
+                    return
+                if part.data:
+                    self._owner.sent(self)
                 exchange.asker.deliver(exchange, part)
-                return
-            if part.data:
-                self._owner.sent(self)
-            exchange.asker.deliver(exchange, part)
+            now = monotonic()
+            if not until:
+                until = now + self._scheduler.slice
+            elif now > until and decoder.data and not self.is_closing:
+                self._put_off()
+                break
             part = decoder.next_event()
         if not self.is_closing:
             net.acknowledge(self._sock)  # the answer is not here whole
             if decoder.owed and self._writer is None:
                 self._pay(decoder.take_owed())
+
+    def _complete(self, exchange: Exchange, part: Part) -> None:
+        """The answer is whole: free the connection, or end it, and deliver the last part."""
+        decoder = self._decoder
+        self.exchange = None
+        if self.is_closing:
+            pass
+        elif self._writer is not None:
+            self.close("the target answered before it had the whole request")
+        elif not part.reusable:
+            self._bind_or_close(exchange, part)
+        elif not (decoder.data or decoder.owed) or self._take_unasked():
+            # The next request goes out before this answer is delivered: the time from an answer to the next
+            # request is all that a strict connection idles, so nothing that can wait is done in it.
+            self.idle_limit = part.idle_limit
+            self._owner.freed(self)
+        exchange.asker.deliver(exchange, part)
 
     def _bind_or_close(self, exchange: Exchange, part: Part) -> None:
         """The answer is whole, and the connection is not for all any more."""

@@ -31,8 +31,7 @@ from gmux.codecs.base import NO_LIMIT, AnswerDecoder, Part
 from gmux.errors import BadAnswer, ExchangeError, describe_fault
 from gmux.exchange import Exchange
 from gmux.net import READ_SIZE, RESET_PATIENCE
-
-READ, WRITE = 1, 2
+from gmux.scheduler import READ, WRITE, Share, Watch
 
 #: Seconds that a closing takes at most. A device that hangs is cut off with a reset then.
 CLOSE_TIMEOUT = 1.0
@@ -44,10 +43,17 @@ OVER_INTERVAL = 0.002
 #: request that is on its way while the target closes would be lost.
 IDLE_MARGIN = 1.0
 
+#: Why a connection closes whose target does not stop sending.
+ENDLESS = "more comes than is read at once, and nobody asked for it"
+
 
 def safe_idle_time(limit: float) -> float:
     """Seconds for which a connection may be idle that the target keeps for `limit`."""
     return limit - min(IDLE_MARGIN, limit / 2)
+
+
+def _is_stale() -> bool:
+    return True
 
 
 class Owner(Protocol):
@@ -82,6 +88,7 @@ class Owner(Protocol):
 class Traits:
     """What the upstream connections of a pool have in common.
 
+    share       where they do their work, in turns with others
     kick        called when an answer may come soon
     verbose     asks for a call of `saw` for each message
     hears       messages that nobody asked for are framed, and the pool decides on them; else any byte of one is doubt
@@ -89,6 +96,7 @@ class Traits:
     late_window seconds for which the key of a request without answer is reserved; 0: as long as the connection is open
     """
 
+    share: Share
     kick: Callable[[], None]
     verbose: bool = False
     hears: bool = False
@@ -125,6 +133,11 @@ class Upstream:
         "_decoder",
         "_kick",
         "_reader",
+        "_share",
+        "_scheduler",
+        "_poll",
+        "_is_behind",
+        "_is_wanted",
         "_writer",
         "_unsent",
         "_close_reason",
@@ -149,23 +162,25 @@ class Upstream:
         poller.register(sock, select.POLLIN)
         # Whether the connection has ended, or holds bytes nobody asked for, that the loop has not seen yet. Asked
         # before each request: a poll costs a third of a peek, which would raise in the common case.
-        self.is_stale = partial(poller.poll, 0)
+        self._poll = partial(poller.poll, 0)
+        self.is_stale: Callable[[], object] = self._poll
         self._decoder = decoder
         self._kick = traits.kick
         # When the process is killed the kernel closes for it. What it has not sent yet would go out first, while the
         # slot is free already: the target would see this connection and its successor. (Of a Unix socket it holds
         # nothing back: all that it took is with the target.)
         net.prepare_reset(sock)
-        loop = get_hub().loop
-        # Events of the target come before those of clients: its connection is what all wait for, and an end of it
-        # must be seen before a request of the same turn of the loop is put on it.
-        self._reader: Any = loop.io(sock.fileno(), READ, priority=loop.MAXPRI)
-        self._writer: Any = None
+        self._share = traits.share
+        self._scheduler = traits.share.scheduler
+        self._reader = Watch(traits.share, sock.fileno(), READ, self._on_readable, is_target=True)
+        # Whether the decoder holds more than was dealt with in this turn; and whether the pool waits for that.
+        self._is_behind = self._is_wanted = False
+        self._writer: Watch | None = None
         self._unsent: bytes | memoryview = b""
         self._close_reason = ""
         # Runs while the target has said its end and has not got ours.
         self._over: Any = None
-        self._reader.start(self._on_readable)
+        self._reader.start()
 
     # What subclasses define.
 
@@ -251,7 +266,6 @@ class Upstream:
     def let_go(self) -> None:
         """The connection goes on in other hands, by a descriptor of their own; to the target nothing happens."""
         self.is_closing = self.is_closed = True
-        self._reader.stop()
         self._reader.close()
         self._sock.close()
 
@@ -273,19 +287,51 @@ class Upstream:
                 decoder.data = data
             self._take()
 
-    def catch_up(self) -> bool:
-        """Read what has come to an idle connection and the loop has not seen; whether it is sound still.
+    def _put_off(self) -> None:
+        """Go on with what the decoder holds in the next turn of the loop, after others had their share of this one."""
+        self._is_behind = True
+        self.is_stale = _is_stale
+        self._reader.stop()
+        self._reader.later(self._take_on)
 
-        In the end it may be closed, and then its owner knows.
+    def _take_on(self) -> None:
+        if self.is_closed:
+            return
+        self._is_behind = False
+        self.is_stale = self._poll
+        self._reader.start()
+        if self.is_closing:
+            return
+        self._take()
+        if self._is_wanted and not self._is_behind and not self.is_closing:
+            self._is_wanted = False
+            if self.is_stale():
+                self.close(ENDLESS)
+            else:
+                self._owner.freed(self)
+
+    def catch_up(self) -> bool:
+        """Read what has come to an idle connection and the loop has not seen; whether it may be used now.
+
+        If not, it has ended, and its owner knows; or more has come than fits in a slice, and `freed` is called later.
         """
-        self._on_readable()
-        if not self.is_closing and self.is_stale():
-            self.close("more comes than is read at once, and nobody asked for it")
-        return not self.is_closing
+        if not self._is_behind:
+            self._on_readable()
+        if self.is_closing:
+            return False
+        if self._is_behind:
+            self._is_wanted = True
+        elif self.is_stale():
+            self.close(ENDLESS)
+        return not (self._is_behind or self.is_closing)
 
     def _take_unasked(self) -> bool:
-        """Deal with what the decoder holds while nothing is in flight; whether the connection is sound still."""
+        """Deal with what the decoder holds while nothing is in flight; whether the connection is sound still.
+
+        What does not fit in a slice is put off, and the connection counts as stale until then.
+        """
         decoder = self._decoder
+        until = 0.0
         if decoder.has_surplus:
             if not self.hears:
                 self.close(f"{len(decoder.data)} bytes came that nobody asked for")
@@ -295,13 +341,19 @@ class Upstream:
                     if reason := self._owner.unsolicited(self, part):
                         self.close(reason)
                         return False
+                    now = monotonic()
+                    if not until:
+                        until = now + self._scheduler.slice
+                    elif now > until and decoder.data:
+                        self._put_off()
+                        break
             except BadAnswer as error:
                 self.close(str(error))
                 return False
             except Exception as error:  # a codec's own fault, of another package perhaps
                 self.close(f"the codec failed: {describe_fault(error)}")
                 return False
-            if decoder.has_surplus:
+            if decoder.has_surplus and not self._is_behind:
                 # Its rest would be taken for the beginning of the next answer.
                 self.close("half a message came that nobody asked for")
                 return False
@@ -341,8 +393,6 @@ class Upstream:
         if self.is_closed:
             return
         self.is_closing = self.is_closed = True
-        # Watchers go before the descriptor: its number may be given to the next connection at once.
-        self._reader.stop()
         self._reader.close()
         if self._over is not None:
             self._over.stop()
@@ -361,8 +411,8 @@ class Upstream:
     def _write_on(self, unsent: bytes | memoryview) -> None:
         """Go on with `unsent`, and with `_next_data`, when the socket takes more."""
         self._unsent = unsent
-        self._writer = get_hub().loop.io(self._sock.fileno(), WRITE)
-        self._writer.start(self._on_writable)
+        self._writer = Watch(self._share, self._sock.fileno(), WRITE, self._on_writable, is_target=True)
+        self._writer.start()
 
     def _on_writable(self) -> None:
         data = self._unsent or self._next_data()
@@ -373,7 +423,8 @@ class Upstream:
         except OSError:
             # The target may have answered before it closed: what it sent is read first, and its end seen there.
             # The writer stays, stopped, as the sign of a request that is not out.
-            self._writer.stop()
+            if self._writer is not None:
+                self._writer.stop()
             return
         if sent:
             self._wrote(sent)
@@ -389,6 +440,5 @@ class Upstream:
 
     def _stop_writing(self) -> None:
         if self._writer is not None:
-            self._writer.stop()
             self._writer.close()
             self._writer = None

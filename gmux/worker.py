@@ -30,6 +30,7 @@ from gmux.errors import describe_fault
 from gmux.folder import Folder
 from gmux.logs import LOGGER
 from gmux.route import Route
+from gmux.scheduler import Scheduler
 from gmux.sharing import SharedSlots
 from gmux.slots import Slots
 from gmux.spinner import Spinner
@@ -105,11 +106,11 @@ class GmuxWorker(Worker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Make the routes: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
         service: ServiceConfig = self.app.config
-        spinner = Spinner(service.spin)
+        scheduler, spinner = Scheduler(), Spinner(service.spin)
         disk, ends = Disk(service.disk_limit), Ends()
         self._access = AccessLog(service) if service.access_log else None
         self._routes = [
-            self._make_route(config, service, inherited, spinner, disk, ends, succession)
+            self._make_route(config, service, inherited, scheduler, spinner, disk, ends, succession)
             for config, inherited, succession in zip(service.routes, self.sockets, self._successions, strict=True)
         ]
 
@@ -118,6 +119,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         config: RouteConfig,
         service: ServiceConfig,
         inherited: socket.socket,
+        scheduler: Scheduler,
         spinner: Spinner,
         disk: Disk,
         ends: Ends,
@@ -137,7 +139,18 @@ class GmuxWorker(Worker):  # type: ignore[misc]
             target = config.target
             keeper = SharedSlots(self._folder, budget_name(config), config.pool_size, _kind_of_connections(config), log)
         return Route(
-            config, service, listening, target, keeper, spinner, disk, ends, log, succession, access=self._access
+            config,
+            service,
+            listening,
+            target,
+            keeper,
+            scheduler,
+            spinner,
+            disk,
+            ends,
+            log,
+            succession,
+            access=self._access,
         )
 
     def run(self) -> None:

@@ -231,6 +231,23 @@ def test_unsolicited_broadcast_of_lines_to_clients_of_which_one_does_not_read():
             slow.rest()
 
 
+def test_unsolicited_broadcast_faster_than_it_can_be_passed_on_is_dropped_and_what_is_passed_on_is_in_order(
+    monkeypatch, caplog
+):
+    monkeypatch.setattr("gmux.broadcast.MAX_WAITING", 100)
+    with Scene(LINE, unsolicited="broadcast") as scene:
+        client = scene.client()
+        scene.service.wait_clients(1)
+        scene.host.send(b"".join(LINE.wrap(b"%029d" % number) for number in range(1000)))
+        client.send(b"end")
+        wait_until(lambda: "is dropped: 90 bytes of others wait" in caplog.text)
+        numbers = []
+        while (line := client.receive()) != b"end":
+            numbers.append(int(line))
+        assert 3 <= len(numbers) < 1000
+        assert numbers == sorted(set(numbers))
+
+
 def test_unsolicited_half_a_message_by_order_ends_the_connection():
     """Its rest would be taken for the answer to the next request."""
     with Scene(unsolicited="drop") as scene:

@@ -10,18 +10,20 @@ from contextlib import ExitStack, contextmanager
 from time import monotonic, thread_time
 
 import gevent
+import iso8583
 import pytest
 from gevent import socket
+from iso8583.specs import default_ascii as SPEC
 
 from gmux.codecs.http import HttpCodec
 from gmux.net import READ_SIZE
 from gmux.ratelimit import MAX_LINES, PERIOD
 from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client
-from tests.support.framing import HTTP
+from tests.support.framing import HTTP, MPU
 from tests.support.service import LOG, Service, serving
 from tests.support.stream import Closed
-from tests.support.target import closed_port
+from tests.support.target import Target, closed_port, send
 from tests.support.wait import wait_until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -173,6 +175,51 @@ def test_upload_in_chunks_of_one_byte_does_not_hold_the_loop(clients):
         with no_garbage_collection():
             hold = longest_hold(run)
         assert hold < 0.75 * clients * READ_SIZE / len(CHUNK) / CHUNKS
+
+
+def test_answer_in_chunks_of_one_byte_does_not_hold_the_loop():
+    """A turn takes less of the target than all chunks of a full read, which are 6 % of these."""
+    data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNK * CHUNKS + b"0\r\n\r\n"
+    with ExitStack() as stack:
+        target = stack.enter_context(Target((send(data),), HTTP))
+        service = stack.enter_context(serving(target, protocol="http"))
+        client = stack.enter_context(Client(service.address, HTTP))
+
+        def run() -> None:
+            client.send_raw(GET)
+            HTTP.read(client)
+            client.until(b"\r\n0\r\n\r\n")
+
+        with no_garbage_collection():
+            hold = longest_hold(run)
+        assert hold < 0.75 * READ_SIZE / len(CHUNK) / CHUNKS
+
+
+@pytest.mark.parametrize("settings", [{}, {"pipeline": "4"}, {"correlation": "key"}], ids=["strict", "order", "key"])
+def test_echo_tests_of_a_target_do_not_hold_the_loop_and_a_request_among_them_is_answered(settings):
+    number = 3_000
+    echo_test = MPU.wrap(
+        bytes(iso8583.encode({"h": "", "t": "0800", "7": "1125084600", "11": "000001", "70": "301"}, SPEC)[0])
+    )
+    fields = {"h": "", "11": "000007", "41": "TERM0001"}
+    request = bytes(iso8583.encode({"t": "0200"} | fields, SPEC)[0])
+    reply = bytes(iso8583.encode({"t": "0210"} | fields, SPEC)[0])
+    with ExitStack() as stack:
+        steps = (send(echo_test * number), send(MPU.wrap(reply)))
+        # It does not answer the answers to its echo tests.
+        behaviour = lambda connection, message: steps if MPU.payload(message) == request else ()  # noqa: E731
+        target = stack.enter_context(Target(behaviour, MPU))
+        service = stack.enter_context(serving(target, answer_network_management="true", **settings))
+        client = stack.enter_context(Client(service.address, MPU))
+
+        def run() -> None:
+            client.send(request)
+            assert client.receive() == reply
+
+        with no_garbage_collection():
+            hold = longest_hold(run)
+        # What one read holds of them.
+        assert hold < 0.75 * READ_SIZE / len(echo_test) / number
 
 
 def test_log_of_many_refusals_for_the_same_cause_is_bounded_and_counts_all(caplog, monkeypatch):

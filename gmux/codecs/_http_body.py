@@ -15,8 +15,8 @@ from gmux.errors import FramingError, HeadTooLarge, MessageTooLarge
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-#: Steps (a chunk takes three) in one part; chunks of one byte would keep the loop for long in one read.
-MAX_STEPS = 128
+#: Steps in one part; a chunk takes one, or three where it is not here whole. Chunks of one byte would hold up the loop.
+MAX_STEPS = 32
 
 #: A chunk's size line, extensions included. Nobody uses extensions; whoever sends long ones is up to no good.
 MAX_CHUNK_LINE = 256
@@ -139,7 +139,13 @@ class ChunkedBody:
         self.size += self._left
         if self._limit is not None and self.size > self._limit:
             raise MessageTooLarge(f"a body is longer than {self._limit} bytes (--max-message)")
-        self._read = self._read_data if self._left else self._read_trailer
+        size = self._left
+        if size and len(buffer) >= size + 2:
+            # Most chunks are here whole, and may be small and many.
+            pieces.append(buffer.take(size))
+            self._left = 0
+            return self._read_end_of_chunk(buffer, pieces)
+        self._read = self._read_data if size else self._read_trailer
         return True
 
     def _read_data(self, buffer: Buffer, pieces: list[bytes]) -> bool:

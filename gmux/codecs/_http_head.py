@@ -257,7 +257,7 @@ def read_fields(fields: Fields, lines: list[bytes], seen: Container[bytes] = SEE
             framing.is_chunked = True
             lines.append(name + b": chunked")
         elif lower == b"connection":
-            options = {option.strip(b" \t").lower() for option in value.split(b",")}
+            options = {option.strip(b" \t").lower() for option in split_list(value)}
             framing.options |= options
             nominated = nominated or not options <= _NEVER_NOMINATED
         elif lower in _CREDENTIALS:
@@ -272,7 +272,7 @@ def read_fields(fields: Fields, lines: list[bytes], seen: Container[bytes] = SEE
         elif lower == b"keep-alive":
             framing.keep_alive = value
         elif lower == b"te":
-            framing.takes_trailers = b"trailers" in [coding.strip(b" \t") for coding in value.lower().split(b",")]
+            framing.takes_trailers = b"trailers" in [coding.strip(b" \t") for coding in split_list(value.lower())]
         elif lower in _LOOK_ALIKES:
             # To us it says nothing, to a target that has WSGI's or CGI's names for fields it says where the body ends.
             raise FramingError("a name with _ may be taken for the field with -")
@@ -281,6 +281,13 @@ def read_fields(fields: Fields, lines: list[bytes], seen: Container[bytes] = SEE
     if nominated:
         lines[:] = drop(lines, framing.options - _NEVER_NOMINATED)
     return framing
+
+
+def split_list(value: bytes) -> list[bytes]:
+    """The members of a list, blanks included. Raises HeadTooLarge: thousands of them would hold up all others."""
+    if value.count(b",") >= MAX_FIELDS:
+        raise HeadTooLarge(f"a list in a field has more than {MAX_FIELDS} members")
+    return value.split(b",")
 
 
 def drop(lines: list[bytes], names: Container[bytes]) -> list[bytes]:

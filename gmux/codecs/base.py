@@ -146,13 +146,15 @@ class Unsolicited(Part):
     """A whole message of the target that does not answer the request that is due.
 
     `is_answer`: it answers some other request, as a late answer does, or a second one; else it is the target's own.
+    `is_handled`: the codec has dealt with it; nothing is left to do but to send what is owed.
     """
 
-    __slots__ = ("is_answer",)
+    __slots__ = ("is_answer", "is_handled")
 
-    def __init__(self, data: bytes, is_answer: bool) -> None:
+    def __init__(self, data: bytes, is_answer: bool, is_handled: bool = False) -> None:
         super().__init__(data, last=False)
         self.is_answer = is_answer
+        self.is_handled = is_handled
 
 
 class RequestDecoder(Protocol):

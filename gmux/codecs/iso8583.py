@@ -279,10 +279,10 @@ class MessageAnswerDecoder(MessageDecoder):
     def next_event(self) -> Part | None:
         try:
             frame = self._next_frame()
-            while frame is not None and self._manages and self._approve(frame, only_echo_tests=False):
-                frame = self._next_frame()
             if frame is None:
                 return None
+            if self._manages and self._approve(frame, only_echo_tests=False):
+                return Unsolicited(frame, is_answer=False, is_handled=True)
             if self._is_keyed:
                 return self._by_key(frame)
         except FramingError as error:

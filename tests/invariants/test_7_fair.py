@@ -43,6 +43,32 @@ def test_single_request_waits_for_one_of_a_thousand_pipelined():
             assert many.receive() == tagged(1, n)
 
 
+@pytest.mark.parametrize("settings", [{}, {"pipeline": "4"}], ids=["strict", "pipelined"])
+def test_requests_of_one_turn_are_queued_in_the_order_of_connecting_then_of_being_served(settings, monkeypatch):
+    """All are written before the loop looks at any: libev alone would have them in reverse."""
+    # On a busy machine any of them may take long, and would be served later the next time.
+    monkeypatch.setattr("gmux.scheduler.LONG_STEP", 60.0)
+    gate = Semaphore(0)
+    number = 20
+    with ExitStack() as stack:
+        target = stack.enter_context(Target((hold(gate), answer)))
+        service = stack.enter_context(serving(target, **settings))
+        clients = [stack.enter_context(Client(service.address)) for _ in range(number)]
+        service.wait_clients(number)
+        in_flight = int(settings.get("pipeline", 1))
+        for turn in range(3):
+            before = len(target.requests)
+            for place in range(number):
+                clients[(7 * place + turn) % number].send(tagged((7 * place + turn) % number, turn))
+            wait_until(lambda: service.waiting == number - in_flight)
+            for _ in range(number):
+                gate.release()
+            for client_number, client in enumerate(clients):
+                assert client.receive() == tagged(client_number, turn)
+            order = [untag(request)[0] for request in target.requests[before:]]
+            assert order == list(range(number))
+
+
 def test_waiting_requests_are_served_first_come_first_served():
     gate = Semaphore(0)
     with ExitStack() as stack:

@@ -26,6 +26,7 @@ from gmux.ends import Ends
 from gmux.folder import Folder
 from gmux.pool import Pool
 from gmux.route import Route
+from gmux.scheduler import Scheduler
 from gmux.slots import Grant, Slots
 from gmux.spinner import Spinner
 from gmux.succession import Succession
@@ -89,13 +90,15 @@ class Service:
         succession = None if shared is None else Succession(shared.folder, listening, (-1, -1))
         self.slots = slots or MemorySlots(self.config.pool_size)
         self.access = AccessLog(service) if service.access_log else None
-        spinner, disk, self.ends = Spinner(service.spin), Disk(service.disk_limit), Ends()
+        self.scheduler, self.ends = Scheduler(), Ends()
+        spinner, disk = Spinner(service.spin), Disk(service.disk_limit)
         self.route = Route(
             self.config,
             service,
             listening,
             target,
             self.slots,
+            self.scheduler,
             spinner,
             disk,
             self.ends,
@@ -192,6 +195,7 @@ def serving(
         service.route.drain(0.05)
         is_watching = bool(service.ends._ended)
         service.ends.close()
+        service.scheduler.close()
         if service.access is not None:
             service.access.close()
         if is_good:
