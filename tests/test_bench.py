@@ -28,7 +28,7 @@ def settings(tmp_path, protocol="http", seconds=1) -> Settings:
 
 def test_driver_tells_each_proxy_and_what_is_left_out(tmp_path):
     words = [sys.executable, "-m", "loadtest.bench", "--proto=iso8583", "--clients=2", "--seconds=1", "--rounds=1"]
-    done = subprocess.run([*words, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    done = subprocess.run([*words, f"--out={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert "HAProxy is left out: with iso8583 it cannot share a connection\n" in done.stdout
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith("      2  ")]
@@ -81,10 +81,10 @@ def test_what_is_not_installed_is_named_with_its_package(tmp_path, monkeypatch, 
 @each_protocol
 def test_load_counts_right_answers(protocol):
     with target(protocol, protocol.answer) as address:
-        seen = load.run(protocol, address, 3, 0.3)
+        seen = load.run(protocol, address, 3, 1.0)
     assert (seen.wrong, seen.errors) == (0, 0)
     assert seen.requests > 10 and seen.rate > 10
-    assert 0 < seen.p50 <= seen.p99 < 0.3e6
+    assert 0 < seen.p50 <= seen.p99 < 1e6
 
 
 @each_protocol

@@ -35,8 +35,15 @@ def locust():
     return [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
 
 
+#: Seconds for a program to end, on the busiest machine.
+PATIENCE = 150
+
+#: Seconds of a load. Long enough for the first answers where others have the processors most of the time.
+SECONDS = 3
+
+
 def run(words: list[str], **options) -> subprocess.CompletedProcess:
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=50, **options)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
 def drive(*words: str) -> subprocess.CompletedProcess:
@@ -44,9 +51,11 @@ def drive(*words: str) -> subprocess.CompletedProcess:
 
 
 def load(locust, tmp_path, protocol, host) -> tuple[int, dict]:
-    """The exit code of a second of two users, and the figures of it."""
+    """The exit code of a load of two users, and the figures of it."""
     figures = tmp_path / "figures.json"
-    done = run([*locust, "--proto", protocol.name, "--host", host, "-u2", "-r2", "-t1", f"--figures={figures}"])
+    done = run(
+        [*locust, "--proto", protocol.name, "--host", host, "-u2", "-r2", f"-t{SECONDS}", f"--figures={figures}"]
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, json.loads(figures.read_text())
 
@@ -54,8 +63,9 @@ def load(locust, tmp_path, protocol, host) -> tuple[int, dict]:
 # The driver.
 
 
+@pytest.mark.timeout(PATIENCE + 30)
 def test_driver_measures_each_step_of_each_variant(locust, tmp_path):
-    done = drive("--users=1,2", "--seconds=1", "--warmup=0", f"--out={tmp_path}")
+    done = drive("--users=1,2", f"--seconds={SECONDS}", "--warmup=0", f"--out={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")
     variants = ["direct", "strict", "pool of 4", "pipelined"]
     with (tmp_path / "table.csv").open() as file:
@@ -170,7 +180,7 @@ def test_host_that_is_none_is_a_failure_that_names_it(locust, tmp_path):
 
 @each_protocol
 def test_target_serves_what_is_in_flight_together(tmp_path, protocol):
-    delay, requests = 0.1, [protocol.request(1, n) for n in range(20)]
+    delay, requests = 0.25, [protocol.request(1, n) for n in range(20)]
     with TargetProcess(protocol, delay, 1, tmp_path / "log", tmp_path) as process:
         host, _, port = process.address().partition(":")
         with socket.create_connection((host, int(port)), 10) as sock:
@@ -187,7 +197,8 @@ def test_target_serves_what_is_in_flight_together(tmp_path, protocol):
         expected = [protocol.answer(request) for request in requests]
         assert (answers == expected) is protocol.is_ordered
         assert sorted(answers) == sorted(expected)
-        assert delay / 2 < took < 5 * delay
+        # One after another they would take twice as long, at least.
+        assert delay / 2 < took < delay / 4 * len(requests)
         assert process.summary() == {"accepted": 1, "refused": 1, "peak": 1, "requests": 20}
 
 

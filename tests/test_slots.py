@@ -252,8 +252,8 @@ def test_slot_of_a_process_that_lives_on_is_taken_after_a_second(tmp_path, holde
     begin = monotonic()
     while (slot := files.take()) is None:
         assert files.is_one_ending
-        assert monotonic() - begin < 10
-    assert DEATH_TIMEOUT <= monotonic() - begin < DEATH_TIMEOUT + 1
+        assert monotonic() - begin < DEATH_TIMEOUT + 10
+    assert monotonic() - begin >= DEATH_TIMEOUT
     assert not files.is_one_ending
     slot.release()
 
