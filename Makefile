@@ -19,7 +19,7 @@ LOAD = $(if $(TARGET_DELAY),--delay $(TARGET_DELAY)) $(if $(PIPELINE),--pipeline
 LOADTEST = $(LOAD) $(if $(USERS),--users $(USERS)) $(if $(RATE),--rate $(RATE))
 BENCH = $(LOAD) $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
-.PHONY: run test style types tests chaos soak docs format loadtest bench clean
+.PHONY: run test style types tests chaos hostile soak docs format loadtest bench clean
 
 run: $(VENV)/installed
 	@echo "gmux: $(PROTO) on port $(PORT), with a target inside that takes $(POOL_SIZE) connection(s); ^C ends it."
@@ -42,9 +42,15 @@ tests: $(VENV)/tested
 chaos: $(VENV)/tested
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -q -s tests/test_chaos.py
 
+# One route under attack, another one served: takes some 13 minutes of a quiet machine. make hostile HOSTILE_SECONDS=10
+hostile: $(VENV)/tested
+	HOSTILE_SECONDS=$(or $(HOSTILE_SECONDS),3) $(BIN)/pytest -q -s tests/test_hostile.py
+
 # A million exchanges with targets that misbehave in every way. make soak SOAK_EXCHANGES=100000 SOAK_SEED=7
+# All attacks at once instead, for so long, at least 3 minutes: nothing may grow. make soak SOAK_MINUTES=20
 soak: $(VENV)/tested
-	SOAK_EXCHANGES=$(or $(SOAK_EXCHANGES),1000000) $(BIN)/pytest -q -s tests/test_soak.py
+	$(if $(SOAK_MINUTES),SOAK_MINUTES=$(SOAK_MINUTES),SOAK_EXCHANGES=$(or $(SOAK_EXCHANGES),1000000)) \
+		$(BIN)/pytest -q -s $(if $(SOAK_MINUTES),tests/test_endurance.py,tests/test_soak.py)
 
 # The reference of the settings; a test fails where it is stale.
 docs: $(VENV)/installed

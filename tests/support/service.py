@@ -218,7 +218,8 @@ class Server:
     """The real `gmux server`, on a port of its own or where `listen` says. Use it in a `with`; its pid stops it.
 
     `words` go to its command line as they are; a setting that is named there gets the value "" here. `process` is for
-    subprocess.Popen. The master of an upgrade belongs to it, and is stopped with it.
+    subprocess.Popen, and `module` is what runs in the place of gmux. The master of an upgrade belongs to it, and is
+    stopped with it.
     """
 
     def __init__(
@@ -227,6 +228,7 @@ class Server:
         /,
         *words: str,
         process: Mapping[str, Any] = MappingProxyType({}),
+        module: str = "gmux",
         **settings: str,
     ) -> None:
         usual = {"listen": "127.0.0.1:0"} | QUICK | FEW_CLIENTS
@@ -238,7 +240,7 @@ class Server:
         self._is_quiet = "-q" in words or bool(settings.keys() & {"log_file", "log_level"})
         self.log: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gmux", "server", *flags, *words],
+            [sys.executable, "-m", module, "server", *flags, *words],
             **{"cwd": ROOT, "stderr": subprocess.PIPE} | dict(process),
         )
         self.pid = self._process.pid
