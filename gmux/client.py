@@ -180,6 +180,10 @@ class Client:
         self._writer: Watch | None = None
         self._greenlet: Any = None
 
+    @property
+    def _log(self) -> logging.Logger:
+        return self._shared.log
+
     # The greenlet.
 
     def serve(self, refusal: ExchangeError | None = None) -> None:
@@ -342,7 +346,7 @@ class Client:
         held = len(self._decoder)
         if held or self._incoming is not None:
             if self._is_half:
-                shared.log.debug("%s: ended in the middle of a request", self.name)
+                self._log.debug("%s: ended in the middle of a request", self.name)
                 self._close()
                 return
             self._hold(held if held > MAX_AHEAD else 0)
@@ -417,7 +421,7 @@ class Client:
     # Ends.
 
     def _codec_failed(self) -> None:
-        self._shared.log.error("%s: the codec failed: %s", self.name, describe_fault(sys.exception()))
+        self._log.error("%s: the codec failed: %s", self.name, describe_fault(sys.exception()))
         self.abort()
 
     def _refuse_incoming(self, error: ExchangeError) -> None:
@@ -497,7 +501,7 @@ class Client:
         self._read_on()
 
     def _vanish(self, error: OSError) -> None:
-        self._shared.log.debug("%s: %s", self.name, error.strerror)
+        self._log.debug("%s: %s", self.name, error.strerror)
         self._close()
 
     def abort(self) -> None:
@@ -558,7 +562,7 @@ class Client:
 
     def idle_timed_out(self) -> None:
         if not self.has_request:
-            self._shared.log.debug("%s: idle", self.name)
+            self._log.debug("%s: idle", self.name)
             self._finish()
 
     def linger_timed_out(self) -> None:

@@ -29,6 +29,9 @@ def max_lingering(max_clients: int) -> int:
 class Listener(StreamServer):  # type: ignore[misc]
     """Takes clients from a listening socket, up to `max_clients`; the others are refused."""
 
+    #: Clients accepted in one turn of the loop; each takes about 0.1 ms.
+    max_accept = 10
+
     def __init__(self, sock: socket.socket, clients: Clients, max_clients: int, log: logging.Logger) -> None:
         super().__init__(sock, self._handle_client)
         self._clients = clients

@@ -299,7 +299,8 @@ class Upstream:
             return
         self._is_behind = False
         self.is_stale = self._poll
-        self._reader.start()
+        if self._over is None:
+            self._reader.start()
         if self.is_closing:
             return
         self._take()

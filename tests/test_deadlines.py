@@ -39,7 +39,9 @@ class Clock:
     def __init__(self) -> None:
         self.now = 1000
         self.timers: list[Timer] = []
-        self.hub = SimpleNamespace(loop=SimpleNamespace(timer=lambda seconds: Timer(self, seconds)))
+        self.hub = SimpleNamespace(
+            loop=SimpleNamespace(timer=lambda seconds, priority: Timer(self, seconds), MINPRI=-2)
+        )
 
     def advance(self, seconds: int) -> None:
         end = self.now + seconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from time import monotonic
+from time import monotonic, sleep
 
 import gevent
 import pytest
@@ -375,3 +375,13 @@ def test_request_that_is_sent_again_waits_no_longer_than_its_time():
         assert told.startswith(b"HTTP/1.1 503 ")
         assert 0.35 < took < 0.35 + 0.2  # not the time before and a whole --queue-timeout
         taker.get().slot.release()
+
+
+def test_answer_that_came_in_time_is_delivered_though_the_process_was_held_up():
+    """Timeouts are looked at after what is ready: a process that was stopped for a minute loses nothing by it."""
+    with Target(never) as target, serving(target, timeout="300ms") as service, Client(service.address) as client:
+        client.send(b"x")
+        wait_until(lambda: target.requests)
+        target.say(b"x\n")
+        sleep(0.4)  # nothing in this process goes on
+        assert client.receive() == b"x"
