@@ -10,7 +10,6 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import gevent
 import pytest
 
 from tests.support.clients import Client
@@ -94,12 +93,18 @@ def test_worker_that_cannot_start_after_one_that_served_is_tried_again(tmp_path)
 
 @pytest.fixture
 def fork(tmp_path):
-    """A file: as long as it is there, processes started with the variables of `forkless` cannot fork."""
+    """A file: as long as it is there, processes started with the variables of `forkless` cannot fork.
+
+    Each attempt makes it a byte longer.
+    """
     (tmp_path / "sitecustomize.py").write_text(
         "import errno, os\nreal = os.fork\n"
         "def fork():\n"
-        f"    if os.path.exists({str(tmp_path / 'full')!r}): raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
-        "    return real()\n"
+        f"    try: file = os.open({str(tmp_path / 'full')!r}, os.O_WRONLY | os.O_APPEND)\n"
+        "    except FileNotFoundError: return real()\n"
+        "    os.write(file, b'.')\n"
+        "    os.close(file)\n"
+        "    raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))\n"
         "os.fork = fork\n"
     )
     return tmp_path / "full"
@@ -124,7 +129,8 @@ def test_master_that_cannot_fork_leaks_nothing_says_so_once_and_hears_signals(fo
         server.signal(signal.SIGTTIN)
         server.signal(signal.SIGUSR2)
         wait_until(lambda: server.said("the upgrade failed: "))
-        gevent.sleep(2.2)  # two attempts
+        attempts = fork.stat().st_size
+        wait_until(lambda: fork.stat().st_size >= attempts + 2, what="two more attempts")
         assert held()[0] < descriptors
         assert held()[1] <= 1  # that of the worker that was killed
         assert sum("cannot start" in line for line in server.log) == 1
