@@ -3,13 +3,18 @@
 A mailbox is a datagram socket in the runtime folder, named after its subject: who has to do with the same thing finds
 it there. One whose process is gone refuses messages, and its name is removed by who finds that out. Nothing waits and
 nothing is acknowledged: a message that cannot be sent now is the sender's to send again, or not to.
+
+Any program of the same user may send anything, so who receives a message checks it and what came with it, and rejects
+what it does not believe.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import re
 import secrets
 import socket
 import sys
@@ -26,6 +31,8 @@ from gevent import get_hub
 from gmux import net
 from gmux.errors import StartError
 from gmux.folder import TOUCH_INTERVAL, Folder
+from gmux.logs import LOGGER
+from gmux.ratelimit import LimitedWarnings
 
 READ = 1
 
@@ -43,6 +50,9 @@ MAX_AT_ONCE = 64
 
 Message = dict[str, Any]
 Received = Callable[[Message, list[int]], None]
+
+#: What is sent to find out whether anybody has a mailbox.
+KNOCK: Message = {}
 
 
 class Sent(Enum):
@@ -62,6 +72,7 @@ class Mailbox:
         self._subject = subject
         self._owner = owner
         self.name = f"{subject}.{FORM}.{secrets.token_hex(4)}"
+        self._names = re.compile(rf"{re.escape(subject)}\.{FORM}\.[0-9a-f]{{8}}")
         self._path = folder.at / self.name
         self._watcher: Any = None
         self._touched = monotonic()
@@ -86,9 +97,10 @@ class Mailbox:
             sock.close()
             raise
 
-    def open(self, received: Received) -> None:
+    def open(self, received: Received, log: logging.Logger = LOGGER) -> None:
         """Call `received` from the loop for each message, whose descriptors are its own then; it must not switch."""
         self._received = received
+        self._warn = LimitedWarnings(log)
         self._start_reading()
         self._folder.watch(self._look)
 
@@ -127,17 +139,28 @@ class Mailbox:
         for _ in range(most):
             try:
                 # Not `socket.recv_fds`, which forgets the flag.
-                data, ancillary, _, _ = self._sock.recvmsg(MAX_MESSAGE, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+                data, ancillary, flags, _ = self._sock.recvmsg(MAX_MESSAGE, ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
             except OSError:
                 return
-            descriptors = array("i")
-            for _, _, content in ancillary:
-                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
-            try:
-                message = json.loads(data)
-            except ValueError:
-                message = {}
-            self._received(message if isinstance(message, dict) else {}, list(descriptors))
+            descriptors = _read_descriptors(ancillary)
+            message = None if flags & socket.MSG_TRUNC else _read_message(data)
+            if flags & socket.MSG_CTRUNC:
+                self.reject(descriptors, "more files came with it than belong to one, or than may be open (ulimit -n)")
+            elif message is None:
+                self.reject(descriptors, "it cannot be read")
+            elif descriptors or message != KNOCK:
+                self._received(message, descriptors)
+
+    def reject(self, descriptors: Sequence[int], reason: str) -> None:
+        """Close what came with a message that is not believed, in that order, and warn."""
+        for descriptor in descriptors:
+            with suppress(OSError):  # of a file on a disk that is full, say; it is closed all the same
+                os.close(descriptor)
+        self._warn("mailbox/message", f"a message to the mailbox {self.name} is dropped: {reason}")
+
+    def is_peer(self, name: str) -> bool:
+        """Whether another mailbox with this subject may have that name."""
+        return self._names.fullmatch(name) is not None and name != self.name
 
     def peers(self) -> list[str]:
         """The names of the others with this subject."""
@@ -146,7 +169,7 @@ class Mailbox:
             names = os.listdir(self._folder.at)
         except OSError:
             return []
-        return [name for name in names if name.startswith(f"{self._subject}.{FORM}.") and name != self.name]
+        return [name for name in names if self.is_peer(name)]
 
     def send(self, peer: str, message: Message, descriptors: Sequence[int] = ()) -> Sent:
         """Send to the mailbox of that name, with descriptors that stay open here."""
@@ -182,8 +205,26 @@ class Mailbox:
 
     def close(self) -> None:
         self.hide()
+        if self._watcher is not None:
+            self._warn.flush()
         self._stop_reading()
         self.close_copy()
+
+
+def _read_descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    descriptors = array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return list(descriptors)
+
+
+def _read_message(data: bytes) -> Message | None:
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):  # brackets in brackets, by the thousand
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def sweep(path: Path) -> None:
@@ -191,6 +232,6 @@ def sweep(path: Path) -> None:
     folder = Folder(path)
     sweeper = Mailbox(folder, "sweeper")
     for mailbox in path.glob(f"*.{FORM}.*"):
-        sweeper.send(mailbox.name, {})
+        sweeper.send(mailbox.name, KNOCK)
     sweeper.close()
     folder.close()

@@ -16,6 +16,7 @@ import stat
 import struct
 import termios
 from contextlib import suppress
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import gevent
 from gevent import socket as gevent_socket
@@ -275,6 +276,39 @@ def _is_own_end(sock: socket.socket) -> bool:
         return bool(sock.getsockname() == sock.getpeername())
     except OSError:
         return False  # it has ended already; who uses it finds out
+
+
+def open_stream(descriptor: int, *families: socket.AddressFamily) -> socket.socket | None:
+    """The stream socket that a descriptor of another process is; None: it is something else, and stays open."""
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError:
+        return None
+    if sock.type == socket.SOCK_STREAM and sock.family in families:
+        return sock
+    sock.detach()
+    return None
+
+
+def leads_to(sock: socket.socket, address: Address) -> bool:
+    """Whether a connection is one to `address`, as far as its own names tell. Raises OSError when it has ended."""
+    name = sock.getpeername()
+    if isinstance(address, str):
+        return sock.family == socket.AF_UNIX
+    if sock.family == socket.AF_UNIX or sock.proto != socket.IPPROTO_TCP or name[1] != address[1]:
+        return False
+    wanted = _parse_ip(address[0])
+    # What a name stands for may have changed since, and the host 0.0.0.0 is this machine.
+    return wanted is None or wanted.is_unspecified or wanted == _parse_ip(name[0])
+
+
+def _parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+    """None: it is a name. An IPv4 address of IPv6 is what it stands for, and a scope does not count."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def unacknowledged(sock: socket.socket) -> int:

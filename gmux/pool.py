@@ -617,6 +617,9 @@ class Pool:
             self._next(upstream)
         return True
 
+    def leads_to_target(self, sock: socket.socket) -> bool:
+        return net.leads_to(sock, self._settings.target)
+
     def revoke(self, slot: Slot) -> None:
         for upstream, held in self._upstreams.items():
             if held is slot:

@@ -16,7 +16,6 @@ slot that becomes free without a hand-over, by a kill for example, is found by l
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections import deque
 from contextlib import suppress
@@ -27,6 +26,7 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult, Event
 
+from gmux import net
 from gmux.errors import ConnectError, StartError
 from gmux.folder import Folder
 from gmux.mailbox import Mailbox, Message, Sent
@@ -48,6 +48,11 @@ JOIN_INTERVAL = 0.01
 
 #: Seconds for which a pool keeps what another has as much need of.
 SLICE = 0.05
+
+#: What another process says is believed up to here: asks that are remembered, seconds for which one is, and numbers.
+MAX_ASKS = 256
+MAX_VALID = 10.0
+MAX_COUNT = 1 << 53
 
 
 class SharedSlots(Slots):
@@ -73,7 +78,7 @@ class SharedSlots(Slots):
 
     def open(self, lender: Lender) -> None:
         self._lender = lender
-        self._mailbox.open(self._received)
+        self._mailbox.open(self._received, self._log)
         self._folder.watch(self._look)
 
     def _look(self) -> None:
@@ -222,8 +227,11 @@ class SharedSlots(Slots):
         descriptors = [slot.descriptor] if sock is None else [sock.fileno(), slot.descriptor]
         # Should the receiver die with the message unread, the next to take the slot waits for that one, not for this.
         slot.sign(ask.process)
-        if self._mailbox.send(ask.peer, message, descriptors) is not Sent.DONE:
+        sent = self._mailbox.send(ask.peer, message, descriptors)
+        if sent is not Sent.DONE:
             slot.sign_back()
+            if sent is Sent.GONE:
+                self._asks.pop(ask.peer, None)
             return False
         slot.let_go()
         self._since = monotonic()
@@ -233,11 +241,8 @@ class SharedSlots(Slots):
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
         match message:
-            case {"slot": str(name), "used": int(used)} if descriptors and self._files.has(name, descriptors[-1]):
-                slot = self._files.hold(self._files.folder / name, descriptors[-1])
-                self._since = monotonic()
-                self._use(Grant(slot, socket.socket(fileno=descriptors[0]) if descriptors[1:] else None, used))
-                return
+            case {"slot": str(name), "used": int(used)} if _is_count(used) and descriptors:
+                is_believed = self._receive_slot(name, used, descriptors)
             case {
                 "ask": str(peer),
                 "held": int(held),
@@ -245,12 +250,47 @@ class SharedSlots(Slots):
                 "kind": str(kind),
                 "process": str(process),
                 "valid": float(valid),
-            } if Process.parse(process):
-                self._asks[peer] = Ask(peer, held, need, kind, process), monotonic() + valid
-                self._lender.lend()
-        # A connection before its slot.
-        for descriptor in descriptors:
-            os.close(descriptor)
+            } if _is_count(held) and _is_count(need) and 0 < valid <= MAX_VALID and not descriptors:
+                is_believed = self._receive_ask(peer, held, need, kind, Process.parse(process), valid)
+            case _:
+                is_believed = False
+        if not is_believed:
+            # A connection before its slot.
+            self._mailbox.reject(descriptors, "it is neither an ask of another gmux nor a slot with its connection")
+
+    def _receive_ask(self, peer: str, held: int, need: int, kind: str, process: Process | None, valid: float) -> bool:
+        """Remember an ask, and meet it if that may be; false: it is none."""
+        if process is None or not self._mailbox.is_peer(peer):
+            return False
+        if len(self._asks) >= MAX_ASKS and peer not in self._asks:
+            self.has_asks()  # forgets the old ones
+            if len(self._asks) >= MAX_ASKS:
+                return True  # it asks again
+        self._asks[peer] = Ask(peer, held, need, kind, str(process)), monotonic() + valid
+        self._lender.lend()
+        return True
+
+    def _receive_slot(self, name: str, used: int, descriptors: list[int]) -> bool:
+        """Use a slot, with its connection if that came too; false: they are not what the message says."""
+        *connection, lock = descriptors
+        if not self._files.has(name, lock):
+            return False
+        sock = None
+        if connection:
+            sock = net.open_stream(connection[0], socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+            if sock is None:
+                return False
+            try:
+                if not self._lender.leads_to_target(sock):
+                    sock.detach()
+                    return False
+            except OSError:  # it ended on its way
+                sock.close()
+                sock = None
+        slot = self._files.hold(self._files.folder / name, lock)
+        self._since = monotonic()
+        self._use(Grant(slot, sock, used))
+        return True
 
     def _use(self, grant: Grant, is_last_try: bool = False) -> None:
         if self._waiters:
@@ -263,3 +303,8 @@ class SharedSlots(Slots):
         else:
             # Behind who was told in this turn of the loop that a slot is not wanted, or is about to wait for one.
             gevent.get_hub().loop.run_callback(self._use, grant, True)
+
+
+def _is_count(number: int) -> bool:
+    """Whether it is a number of things; `True` is an `int`, too."""
+    return type(number) is int and 0 <= number <= MAX_COUNT

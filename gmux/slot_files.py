@@ -11,7 +11,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import socket
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,13 @@ DEATH_TIMEOUT = 1.0
 
 #: Files that one look for a free slot opens at most. All of a pool of 1000 would stop the loop for 4 ms.
 MAX_LOOKS = 32
+
+
+#: Of a process, and a time in ticks.
+_NUMBER = re.compile(r"[0-9]{1,20}")
+
+#: More than the largest pool has. A slot has one name.
+_SLOT_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class Process:
     def parse(cls, text: str) -> Process | None:
         """Reads what `str` gives, and a number alone; None: neither."""
         words = text.split()
-        if len(words) not in (1, 2) or not all(word.isascii() and word.isdecimal() for word in words):
+        if len(words) not in (1, 2) or not all(_NUMBER.fullmatch(word) for word in words):
             return None
         return cls(int(words[0]), *words[1:])
 
@@ -197,7 +206,7 @@ class SlotFiles:
 
     def _is_name(self, name: str) -> bool:
         number = name.removeprefix(f"{self.name}.")
-        return number != name and number.isascii() and number.isdecimal()
+        return number != name and _SLOT_NUMBER.fullmatch(number) is not None
 
     def _worth_a_look(self, present: set[str]) -> list[Path]:
         """Files that may be of a free slot, MAX_LOOKS at most: first those that are not there."""
@@ -224,8 +233,22 @@ class SlotFiles:
         return slot
 
     def has(self, name: str, descriptor: int) -> bool:
-        """Whether `descriptor` is of the slot of that name."""
-        return name.startswith(self.name) and _is_at(descriptor, self.folder / name)
+        """Whether `descriptor` has the lock of the slot of that name, which is not held here yet."""
+        path = self.folder / name
+        if not self._is_name(name) or any(slot.path == path for slot in self._held):
+            return False
+        try:
+            # Asked before it is opened, which may have effects where it is no file of gmux.
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return False
+            other = _open(path, 0)
+        except OSError:
+            return False
+        try:
+            # Somebody has the lock, and who may have it again is who has it.
+            return _is_at(descriptor, path) and not _try_lock(other, fcntl.LOCK_SH) and _try_lock(descriptor)
+        finally:
+            os.close(other)
 
     def look(self, warn: Callable[[str], None], lost: Callable[[FileSlot], None]) -> None:
         """Put back the files that were removed of slots held here; `lost` is called with what is another's by now."""
@@ -291,15 +314,19 @@ def _open(path: Path, flags: int) -> int:
 def _lock(path: Path) -> int | None:
     """A descriptor of the file with its lock; None: another process has it. Raises OSError."""
     descriptor = _open(path, os.O_CREAT)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    if not _is_at(descriptor, path):
+    if not _try_lock(descriptor) or not _is_at(descriptor, path):
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _try_lock(descriptor: int, lock: int = fcntl.LOCK_EX) -> bool:
+    """Take the lock of an open file, if no other has it; whether it is had now."""
+    try:
+        fcntl.flock(descriptor, lock | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

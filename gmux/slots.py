@@ -90,6 +90,9 @@ class Lender(Protocol):
         It is called once more in this turn of the loop, behind those that may be about to make room.
         """
 
+    def leads_to_target(self, sock: socket.socket) -> bool:
+        """Whether a stream socket of another process is a connection to the target. Raises OSError: it has ended."""
+
     def revoke(self, slot: Slot) -> None:
         """The slot is another's by now: end its connection at once. Called again until it is released."""
 

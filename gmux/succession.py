@@ -13,6 +13,7 @@ import random
 import socket
 from collections.abc import Callable
 
+from gmux import net
 from gmux.folder import Folder
 from gmux.mailbox import Mailbox, Message, Sent
 
@@ -23,6 +24,7 @@ class Succession:
     def __init__(self, folder: Folder, listening: socket.socket, owner: tuple[int, int]) -> None:
         """Raises StartError."""
         self._mailbox = Mailbox(folder, f"listener-{os.fstat(listening.fileno()).st_ino}", owner)
+        self._family = listening.family
 
     def close_copy(self) -> None:
         """Let go of it behind a fork: it is the worker's."""
@@ -33,7 +35,7 @@ class Succession:
         self._protocol = protocol
         self._adopt = adopt
         self._log = log
-        self._mailbox.open(self._received)
+        self._mailbox.open(self._received, log)
 
     def begin(self) -> bool:
         """Take the clients on their way here, and no more; whether there is anybody to take them and ours."""
@@ -57,11 +59,13 @@ class Succession:
         self._mailbox.close()
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
-        for descriptor in descriptors:
-            sock = socket.socket(fileno=descriptor)
-            if message.get("protocol") == self._protocol:
-                self._adopt(sock)
-            else:
-                # A reload has changed the protocol. To the client it is an end between two messages.
-                self._log.debug("a client of %s is closed: it is %s now", message.get("protocol"), self._protocol)
-                sock.close()
+        match message, descriptors:
+            case {"protocol": str(protocol)}, [descriptor] if sock := net.open_stream(descriptor, self._family):
+                if protocol == self._protocol:
+                    self._adopt(sock)
+                else:
+                    # A reload has changed the protocol. To the client it is an end between two messages.
+                    self._log.debug("a client of %s is closed: it is %s now", protocol, self._protocol)
+                    sock.close()
+            case _:
+                self._mailbox.reject(descriptors, "no client of this listener came with it")

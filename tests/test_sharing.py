@@ -79,6 +79,9 @@ class Borrower:
         self.idle.append(Grant(grant.slot, sock, grant.used + 1))
         return True
 
+    def leads_to_target(self, sock: socket.socket) -> bool:
+        return sock.proto == socket.IPPROTO_TCP
+
     def revoke(self, slot: Slot) -> None:
         for grant in self.idle:
             if grant.slot is slot:

@@ -315,7 +315,11 @@ def test_holders_of_an_older_gmux_are_named_too(tmp_path):
     assert files.holders() == "another gmux, process 45, process 123"
 
 
-@given(st.one_of(st.builds(Process, st.integers(0), st.just("") | st.integers(0).map(str)), st.text()))
+#: Larger than any the kernel gives.
+NUMBERS = st.integers(0, (1 << 64) - 1)
+
+
+@given(st.one_of(st.builds(Process, NUMBERS, st.just("") | NUMBERS.map(str)), st.text()))
 def test_process_is_read_as_it_was_written(thing):
     if isinstance(thing, Process):
         assert Process.parse(str(thing)) == thing
