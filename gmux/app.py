@@ -27,6 +27,7 @@ from gmux.listener import max_lingering
 from gmux.listening import Held, Listening
 from gmux.logs import LOGGER
 from gmux.master import ArbiterLog, Master
+from gmux.memory import ALLOWANCE
 from gmux.settings import OF_SERVICE
 
 #: Descriptors kept for the process itself and for what it holds on disk; an upstream connection has one and its slot's.
@@ -117,7 +118,9 @@ class App(BaseApplication):  # type: ignore[misc]
             raise
         known = self.listening.sockets
         master.tell_listening([(r, h.sock) for r, h in zip(config.routes, fitting, strict=True) if h.sock not in known])
-        return fit_descriptors(config), fitting
+        config = fit_descriptors(config)
+        tell_memory(config)
+        return config, fitting
 
 
 def has_terminal() -> bool:
@@ -223,6 +226,19 @@ def _fit_route(route: RouteConfig, room: int, hard: int) -> RouteConfig:
     return replace(route, max_clients=room)
 
 
+def tell_memory(config: ServiceConfig) -> None:
+    """Say so when --memory-limit allows fewer clients than --max-clients does."""
+    wanted = sum(route.max_clients for route in config.routes)
+    enough = config.memory_limit // ALLOWANCE
+    if enough < wanted:
+        LOGGER.info(
+            "--memory-limit: %d bytes are enough for %d clients in each worker, and --max-clients allows %d",
+            config.memory_limit,
+            enough,
+            wanted,
+        )
+
+
 def find_folder() -> str:
     """Where gmux was started, as its operator named it: a link may lead elsewhere by the time of an upgrade."""
     try:
@@ -284,6 +300,7 @@ def serve(config: ServiceConfig, load: Callable[[], ServiceConfig]) -> None:
         os.umask(umask)
     # It may warn; a service that cannot start has said its one line by now.
     config = fit_descriptors(config)
+    tell_memory(config)
     try:
         App(config, load, sockets, (uid, gid), meeting, folder, is_upgrade=is_upgrade).run()
     except (RuntimeError, OSError) as error:  # the pid file: another gmux was faster

@@ -39,11 +39,12 @@ from gmux.ends import Ends
 from gmux.errors import AnswerTooLarge, ExchangeError, FramingError, Overloaded, RequestTimeout, describe_fault
 from gmux.exchange import Exchange
 from gmux.mailbox import Sent
+from gmux.memory import SMALL, Memory
 from gmux.net import READ_SIZE
 from gmux.pool import Pool
 from gmux.ratelimit import LimitedWarnings
 from gmux.scheduler import READ, WRITE, Share, Watch
-from gmux.spool import Memory, Spool
+from gmux.spool import Spool
 
 #: Seconds that a client whose connection gmux ends has to take the last answer and close, before it is cut off.
 #: A close with bytes unread would reset the connection and destroy the answer on its way (RFC 9112 section 9.6).
@@ -215,8 +216,15 @@ class Client:
             self._greenlet = None
 
     def _on_readable(self) -> None:
+        size = READ_SIZE
+        if self._shared.memory.is_scarce:
+            if self._is_open and (self._exchange is not None or self._outbox is not None):
+                self._is_due = True
+                self._read_off()
+                return
+            size = SMALL
         try:
-            data = self._recv(READ_SIZE)
+            data = self._recv(size)
         except BlockingIOError:
             return
         except OSError as error:
@@ -235,7 +243,7 @@ class Client:
             else:
                 self._is_due = True
                 self._ahead += len(data)
-                if self._ahead > MAX_AHEAD:
+                if self._ahead > MAX_AHEAD or not self._count():
                     self._read_off()
 
     def _on_end(self) -> None:
@@ -334,7 +342,13 @@ class Client:
         self._exchange = exchange
         if self._decoder.owed:
             self._write(self._decoder.take_owed())
-        self._is_due = bool(self._decoder.data or self._held) or not self._is_reading or self._shared.is_always_due
+        data = self._decoder.data
+        if (self._held or len(data) + len(exchange.request.data) > SMALL) and not self._count():
+            self._exchange = None
+            exchange.close()
+            self._refuse(Overloaded(f"the request cannot be held: {self._shared.memory.full}"), exchange.request)
+            return
+        self._is_due = bool(data or self._held) or not self._is_reading or self._shared.is_always_due
         self._shared.pool.checkout(exchange)
 
     def _await_more(self) -> None:
@@ -349,13 +363,13 @@ class Client:
                 self._log.debug("%s: ended in the middle of a request", self.name)
                 self._close()
                 return
-            self._hold(held if held > MAX_AHEAD else 0)
+            if not self._count():
+                raise Full(self._shared.memory.full)
             if not self._is_timed:
                 self._is_timed = True
                 shared.requesting.add(self)
         else:
-            if self._held:
-                self._hold(0)
+            self._give_back()
             if self._is_half:
                 self._finish()
                 return
@@ -365,14 +379,25 @@ class Client:
             self._start_idling()
         self._read_on()
 
-    def _hold(self, size: int) -> None:
-        """Count `size` bytes of unfinished request against the memory of all. Raises Full."""
-        memory = self._shared.memory
-        memory.give(self._held)
+    def _count(self) -> bool:
+        """Count the bytes of its requests against the memory of all, when they are more than its allowance covers.
+
+        False, and nothing counted, when there is no room.
+        """
+        self._give_back()
+        size = len(self._decoder.data)
+        for exchange in (self._exchange, self._incoming):
+            if exchange is not None:
+                size += len(exchange.request.data)
+        if size > SMALL:
+            if not self._shared.memory.take(size):
+                return False
+            self._held = size
+        return True
+
+    def _give_back(self) -> None:
+        self._shared.memory.give(self._held)
         self._held = 0
-        if not memory.take(size):
-            raise Full(f"requests hold {memory.limit} bytes of memory")
-        self._held = size
 
     def _start_idling(self) -> None:
         if self._shared.settings.idle_timeout:
@@ -481,6 +506,8 @@ class Client:
         if self._is_open:
             self._is_open = False
             self._drop_incoming()
+            self._decoder.data = b""
+            self._give_back()
             self._shared.pool.dismiss(self)
             if self._outbox is None:
                 self._shut()
@@ -526,7 +553,7 @@ class Client:
             clock.discard(self)
         if self._outbox is not None:
             self._outbox.close()
-        self._hold(0)
+        self._give_back()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             shared.pool.abandon(exchange)

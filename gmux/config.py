@@ -81,7 +81,6 @@ class RouteConfig:
     client_write_timeout: float
     spool_memory: int
     spool_limit: int
-    memory_limit: int
     via: bool
     forwarded: str
     set_header: tuple[tuple[str, str], ...]
@@ -112,6 +111,7 @@ class ServiceConfig:
     workers: int
     worker_timeout: int
     graceful_timeout: float
+    memory_limit: int
     disk_limit: int
     spin: float
     name: str

@@ -87,6 +87,13 @@ class Listener(StreamServer):  # type: ignore[misc]
             clients.warn(Overloaded.cause, f"#{number} {name}: closed at once: {reason}")
             return
         client = clients.make_client(clients, sock, f"#{number} {peer}", net.format_host(address))
-        is_full = len(clients.members) - len(clients.lingering) >= self._max_clients
-        client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)") if is_full else None)
+        if len(clients.members) - len(clients.lingering) >= self._max_clients:
+            client.serve(Overloaded(f"{self._max_clients} clients are connected (--max-clients)"))
+        elif not clients.memory.admit():
+            client.serve(Overloaded(clients.memory.full))
+        else:
+            try:
+                client.serve()
+            finally:
+                clients.memory.dismiss()
         self._log.info("%s: %s", "handed over" if client.is_handed_over else "closed", name)

@@ -182,11 +182,6 @@ ABOUT: dict[str, str] = {
         "The most that is held for one client in memory and file together. A client too slow for its answer is then "
         "cut off with a reset."
     ),
-    "memory_limit": (
-        "Held in memory for all clients of a worker together: answers not taken, and unfinished requests above 64 "
-        "KiB. Past it, answers and bodies go to temporary files, and an unfinished request is refused. Not counted "
-        "are whole requests of up to 64 KiB that wait, and up to 128 KiB that a client sends ahead of its turn."
-    ),
     "via": "`--no-via`, or `via = false` in a file: add no `Via: 1.1 gmux` to requests and answers.",
     "forwarded": (
         "Tell the target the client's address and the host it asked for, in the fields of that name. What the client "
@@ -206,6 +201,12 @@ ABOUT: dict[str, str] = {
     "worker_timeout": "A worker whose loop gives no sign of life for so long is killed and replaced.",
     "graceful_timeout": (
         "Time for requests under way after TERM. Then their clients are cut off with a reset, and gmux exits."
+    ),
+    "memory_limit": (
+        "The most that a worker holds in memory for all clients of all its routes: 16 KiB for each client, requests, "
+        "bytes sent ahead of their turn, and answers not taken. Past it, new clients and requests above 4 KiB are "
+        "refused. Well before, answers and bodies go to temporary files, and no client is read ahead. What is in "
+        "flight to the target comes on top: see [memory limits](design.md#memory-limits)."
     ),
     "disk_limit": (
         "The most that a worker holds on disk, for all clients of all its routes: what is above `--spool-memory` or "

@@ -16,6 +16,7 @@ from gmux.disk import Disk
 from gmux.ends import Ends
 from gmux.keyed_pool import KeyedPool
 from gmux.listener import Listener
+from gmux.memory import Memory
 from gmux.net import Address
 from gmux.pipelined_pool import PipelinedPool
 from gmux.pool import CLOSE, Pool, PoolSettings
@@ -23,7 +24,6 @@ from gmux.recorded_client import RecordedClient
 from gmux.scheduler import Scheduler, Share
 from gmux.slots import Slots
 from gmux.spinner import Spinner
-from gmux.spool import Memory
 from gmux.succession import Succession
 from gmux.trace import Trace
 
@@ -49,6 +49,7 @@ class Route:
         slots: Slots,
         scheduler: Scheduler,
         spinner: Spinner,
+        memory: Memory,
         disk: Disk,
         ends: Ends,
         log: logging.Logger,
@@ -91,7 +92,7 @@ class Route:
         route_access = access.of_route(config.name) if access else None
         share = Share(scheduler)
         self._pool = pool_class(pool_settings, codec, slots, share, spinner, log, trace, route_access)
-        self._clients = Clients(client_settings, codec, self._pool, Memory(config.memory_limit), disk, ends, share, log)
+        self._clients = Clients(client_settings, codec, self._pool, memory, disk, ends, share, log)
         self._pool.broadcast = self._clients.broadcast
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)

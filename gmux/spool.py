@@ -5,29 +5,10 @@ from __future__ import annotations
 from collections import deque
 
 from gmux.disk import BLOCK, Disk, Full
+from gmux.memory import Memory
 
 #: Pieces below this size are joined, so that a message that comes byte by byte costs bytes and not objects.
 SMALL = 4 * 1024
-
-
-class Memory:
-    """The bytes that all spools and unfinished requests of the service may hold in memory together."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-
-    def take(self, size: int) -> bool:
-        """Count `size` bytes more; false, and nothing counted, when that is past the limit."""
-        if self.used + size > self.limit:
-            return False
-        self.used += size
-        return True
-
-    def give(self, size: int) -> None:
-        self.used -= size
 
 
 class Spool:
@@ -72,7 +53,7 @@ class Spool:
             return  # an empty chunk would look like the end to who reads
         if self._size + size > self._limit:
             raise Full(f"more than {self._limit} bytes are held (--spool-limit)")
-        if not self._blocks and self._in_memory + size <= self._memory_limit and self._memory.take(size):
+        if not self._blocks and self._in_memory + size <= self._memory_limit and self._memory.take_spare(size):
             chunks = self._chunks
             if chunks and len(chunks[-1]) < SMALL:
                 chunks[-1] += data

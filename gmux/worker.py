@@ -29,6 +29,7 @@ from gmux.ends import Ends
 from gmux.errors import describe_fault
 from gmux.folder import Folder
 from gmux.logs import LOGGER
+from gmux.memory import Memory
 from gmux.route import Route
 from gmux.scheduler import Scheduler
 from gmux.sharing import SharedSlots
@@ -107,6 +108,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         """Make the routes: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
         service: ServiceConfig = self.app.config
         scheduler, spinner = Scheduler(), Spinner(service.spin)
+        self._memory = Memory(service.memory_limit, sum(config.max_clients for config in service.routes))
         disk, ends = Disk(service.disk_limit), Ends()
         self._access = AccessLog(service) if service.access_log else None
         self._routes = [
@@ -146,6 +148,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
             keeper,
             scheduler,
             spinner,
+            self._memory,
             disk,
             ends,
             log,
@@ -161,6 +164,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
             route.start()
         while not self._stopping.wait(beat):
             self.notify()
+            self._memory.trim()
             if os.getppid() != self.ppid:
                 LOGGER.warning("the master is gone: stopping")
                 break

@@ -330,7 +330,7 @@ def test_defaults_are_those_of_the_design():
     assert (service.verbose, service.quiet, service.unsafe_dump) == (False, False, False)
     # Invariants 6 and 8: nothing waits for ever, and nothing grows for ever, unless someone asked for it.
     assert min(defaults.queue_timeout, defaults.connect_timeout, defaults.timeout, defaults.request_timeout) > 0
-    assert min(defaults.queue_limit, defaults.max_clients, defaults.spool_limit, defaults.memory_limit) > 0
+    assert min(defaults.queue_limit, defaults.max_clients, defaults.spool_limit, service.memory_limit) > 0
 
 
 @pytest.mark.parametrize(("processors", "spin"), [({0}, 0.0), ({0, 3}, 50e-6)])

@@ -43,6 +43,7 @@ LAYERS = [
         "gmux.disk",
         "gmux.ends",
         "gmux.scheduler",
+        "gmux.memory",
         "gmux.spool",
         "gmux.net",
         "gmux.ratelimit",

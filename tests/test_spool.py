@@ -18,7 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import gmux.disk
 from gmux import spool
 from gmux.disk import BLOCK, Disk, Full
-from gmux.spool import Memory, Spool
+from gmux.memory import ALLOWANCE, MARGIN, Memory
+from gmux.spool import Spool
 
 #: More than any test here puts on disk.
 ROOMY = 1 << 40
@@ -64,7 +65,7 @@ def test_spool_above_its_memory_goes_on_in_a_file_in_order():
 
 
 def test_spool_without_common_memory_uses_a_file():
-    memory = Memory(5)
+    memory = Memory(10)
     disk = Disk(ROOMY)
     first, second = Spool(memory, disk, 100, 100), Spool(memory, disk, 100, 100)
     first.write(b"12345")
@@ -154,7 +155,8 @@ def test_temporary_file_that_cannot_be_made_is_full(monkeypatch):
 FULL_DISK = """
 import resource
 from gmux.disk import Disk, Full
-from gmux.spool import Memory, Spool
+from gmux.memory import Memory
+from gmux.spool import Spool
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 memory = Memory(1000)
@@ -301,6 +303,45 @@ def test_memory_takes_up_to_its_limit_and_counts_nothing_past_it():
     assert not memory.take(5)
     assert memory.take(4)
     assert memory.used == 10
+
+
+def test_memory_keeps_room_for_clients_as_far_as_half_of_it():
+    memory = Memory(8 * ALLOWANCE, max_clients=100)
+    assert not memory.take(4 * ALLOWANCE + 1)
+    assert memory.take(4 * ALLOWANCE)
+    assert [memory.admit() for _ in range(5)] == [True] * 4 + [False]
+    memory.give(2 * ALLOWANCE)
+    assert memory.admit()
+    assert not memory.take(ALLOWANCE + 1)
+    assert memory.take(ALLOWANCE)
+    assert not memory.admit()
+    memory.dismiss()
+    assert memory.take(ALLOWANCE)
+    assert not memory.take(1)
+
+
+def test_memory_that_is_spared_for_requests_is_taken_by_no_spool():
+    memory = Memory(10)
+    assert not memory.take_spare(6)
+    assert memory.take_spare(5)
+    assert not memory.take_spare(1)
+    assert memory.take(5)
+
+
+def test_memory_is_scarce_from_half_of_it_less_one_read():
+    memory = Memory(4 * MARGIN)
+    assert memory.take(MARGIN)
+    assert not memory.is_scarce
+    assert memory.take(1)
+    assert memory.is_scarce
+    memory.give(1)
+    assert not memory.is_scarce
+
+
+def test_memory_keeps_no_more_room_than_its_clients_need():
+    memory = Memory(8 * ALLOWANCE, max_clients=1)
+    assert memory.take(7 * ALLOWANCE)
+    assert [memory.admit(), memory.admit()] == [True, False]
 
 
 # Disk.

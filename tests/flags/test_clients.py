@@ -104,13 +104,13 @@ def test_spool_limit_exceeded_ends_the_slow_client_alone():
 
 
 def test_memory_limit_is_for_all_clients_together():
-    """Two unfinished requests, of which only one fits: one client goes, the other is served."""
-    part = b"." * 700 * 1024
+    """Two unfinished requests, of which only one fits into half of it: one client goes, the other is served."""
+    part = b"." * 400 * 1024
     with Target() as target, Server(target, memory_limit="1M") as server, ExitStack() as stack:
         clients = [stack.enter_context(Client(server.address)) for _ in range(2)]
         for client in clients:
             client.send_raw(part)
-        wait_until(lambda: server.said("requests hold 1048576 bytes of memory"))
+        wait_until(lambda: server.said("clients hold 1048576 bytes of memory (--memory-limit)"))
 
         def finish(client: Client) -> bytes:
             with suppress(Closed):

@@ -71,6 +71,37 @@ def test_disk_limit_is_for_all_clients_together_and_ends_a_slow_one_past_it():
         assert len([line for line in server.log if "--disk-limit" in line]) == 1
 
 
+# Memory.
+
+
+def test_memory_limit_is_for_all_routes_together(tmp_path):
+    """A request on one route, of which there is no room for another on the second."""
+    part = b"." * 400 * 1024
+    with Target() as target, ExitStack() as stack:
+        file = tmp_path / "two.toml"
+        where = [f"unix:{tmp_path}/{name}" for name in ("one", "two")]
+        file.write_text(
+            "".join(
+                f'[[route]]\nname = "{name}"\nlisten = "{listen}"\ntarget = "{format_address(target.where)}"\n'
+                for name, listen in zip(("one", "two"), where, strict=True)
+            )
+        )
+        server = stack.enter_context(Server(target, config=str(file), memory_limit="1M", listen="", target=""))
+        first, second = (stack.enter_context(Client(listen.removeprefix("unix:"))) for listen in where)
+        first.send_raw(part)
+        assert first.sock  # it stays
+        second.send_raw(part)
+        wait_until(lambda: server.said("clients hold 1048576 bytes of memory (--memory-limit)"))
+
+
+def test_memory_limit_too_small_for_all_clients_is_said_at_start():
+    with Target() as target, Server(target, memory_limit="1M", max_clients="100") as server:
+        said = "--memory-limit: 1048576 bytes are enough for 64 clients in each worker, and --max-clients allows 100"
+        assert server.said(said)
+    with Target() as target, Server(target, memory_limit="1M", max_clients="64") as server:
+        assert not server.said("--memory-limit")
+
+
 # Processor time.
 
 

@@ -24,6 +24,7 @@ from gmux.client import Client
 from gmux.disk import Disk
 from gmux.ends import Ends
 from gmux.folder import Folder
+from gmux.memory import Memory
 from gmux.pool import Pool
 from gmux.route import Route
 from gmux.scheduler import Scheduler
@@ -92,6 +93,7 @@ class Service:
         self.access = AccessLog(service) if service.access_log else None
         self.scheduler, self.ends = Scheduler(), Ends()
         spinner, disk = Spinner(service.spin), Disk(service.disk_limit)
+        self.memory = Memory(service.memory_limit, self.config.max_clients)
         self.route = Route(
             self.config,
             service,
@@ -100,6 +102,7 @@ class Service:
             self.slots,
             self.scheduler,
             spinner,
+            self.memory,
             disk,
             self.ends,
             LOG,
@@ -117,8 +120,8 @@ class Service:
 
     @property
     def held(self) -> int:
-        """Bytes in memory that are counted."""
-        return self.route._clients.memory.used
+        """Bytes in memory that are counted, beside the allowances."""
+        return self.memory.used
 
     @property
     def waiting(self) -> int:
@@ -357,6 +360,11 @@ def spool_bytes(pid: int) -> int:
         except OSError:
             continue
     return total
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of the process that is in RAM."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def connecting_sockets(port: int) -> int:
