@@ -27,7 +27,7 @@ READ, WRITE = 1, 2
 
 #: Seconds that a route may work in one turn of the loop while others work too. A request takes 20 to 40 us of gmux and
 #: two turns, so with much more than this a route that is flooded leaves the others less than half.
-SLICE = 0.0001
+SLICE = 0.00005
 
 #: The same while no other route does anything: the loop still has to come to timers, signals and new clients.
 LONE_SLICE = 0.001
@@ -229,7 +229,8 @@ class Scheduler:
         now = monotonic()
         if now >= self._shared_until:
             self.slice = LONE_SLICE
-        for share in tuple(self.busy):
+        # Those that have just got work come first: the others had a slice in the last turn.
+        for share in reversed(tuple(self.busy)):
             self._meet(share)
             end = now + self.slice
             middle = now + self.slice / 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class Buffer:
     """Bytes in, pieces out, each byte copied a bounded number of times however small the reads are.
@@ -62,6 +64,17 @@ class Buffer:
             self.data, self._searched = b"", 0
             return data
         return self.take(end - start)
+
+    def match(self, pattern: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """What `pattern` matches at the front; the places in it are those in `data`."""
+        return pattern.match(self.data, self._start)
+
+    def drop(self, size: int) -> None:
+        """Remove the first `size` bytes, which are there."""
+        self._searched = 0
+        self._start += size
+        if self._start == len(self.data):
+            self.data, self._start = b"", 0
 
     def take_owed(self) -> bytes:
         """What is owed, which the caller sends."""

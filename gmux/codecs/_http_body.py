@@ -15,13 +15,14 @@ from gmux.errors import FramingError, HeadTooLarge, MessageTooLarge
 
 LAST_CHUNK = b"0\r\n\r\n"
 
-#: Steps in one part; a chunk takes one, or three where it is not here whole. Chunks of one byte would hold up the loop.
+#: Steps in one part: a small chunk takes one, any other three. Chunks of one byte would hold up the loop.
 MAX_STEPS = 32
 
 #: A chunk's size line, extensions included. Nobody uses extensions; whoever sends long ones is up to no good.
 MAX_CHUNK_LINE = 256
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[\t ]*;[\t \x21-\x7e\x80-\xff]*)?\r\n")
+_SMALL_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,3})\r\n")
 _FIELD_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t \x21-\x7e\x80-\xff]*\r\n")
 
 #: Fields that change what a message is must not come behind it (RFC 9110 section 6.5.1).
@@ -129,6 +130,8 @@ class ChunkedBody:
     # Each step takes what it can, appends data to `pieces`, and returns whether the next step may go on.
 
     def _read_size(self, buffer: Buffer, pieces: list[bytes]) -> bool:
+        if self._read_small(buffer, pieces):
+            return True
         line = self._take_line(buffer, MAX_CHUNK_LINE)
         if line is None:
             return False
@@ -139,13 +142,24 @@ class ChunkedBody:
         self.size += self._left
         if self._limit is not None and self.size > self._limit:
             raise MessageTooLarge(f"a body is longer than {self._limit} bytes (--max-message)")
-        size = self._left
-        if size and len(buffer) >= size + 2:
-            # Most chunks are here whole, and may be small and many.
-            pieces.append(buffer.take(size))
-            self._left = 0
-            return self._read_end_of_chunk(buffer, pieces)
-        self._read = self._read_data if size else self._read_trailer
+        self._read = self._read_data if self._left else self._read_trailer
+        return True
+
+    def _read_small(self, buffer: Buffer, pieces: list[bytes]) -> bool:
+        """Take a chunk that is small, without extensions and here whole, at a third of the cost of its steps."""
+        match = buffer.match(_SMALL_CHUNK_LINE)
+        if match is None:
+            return False
+        size = int(match[1], 16)
+        begin = match.end()
+        data = buffer.data[begin : begin + size + 2]
+        if not size or len(data) < size + 2 or data[size:] != b"\r\n":
+            return False
+        if self._limit is not None and self.size + size > self._limit:
+            return False
+        self.size += size
+        pieces.append(bytes(data[:size]))
+        buffer.drop(begin - match.start() + size + 2)
         return True
 
     def _read_data(self, buffer: Buffer, pieces: list[bytes]) -> bool:
