@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
@@ -37,6 +38,17 @@ HAND_OVER_INTERVAL = 0.001
 HAND_OVER_PATIENCE = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What the routes of one process have in common."""
+
+    scheduler: Scheduler
+    spinner: Spinner
+    memory: Memory
+    disk: Disk
+    ends: Ends
+
+
 class Route:
     """Made by the worker for a listening socket and the address of the target."""
 
@@ -47,11 +59,7 @@ class Route:
         listening: socket.socket,
         target: Address,
         slots: Slots,
-        scheduler: Scheduler,
-        spinner: Spinner,
-        memory: Memory,
-        disk: Disk,
-        ends: Ends,
+        common: Common,
         log: logging.Logger,
         succession: Succession | None = None,
         access: AccessLog | None = None,
@@ -90,9 +98,9 @@ class Route:
         )
         pool_class = KeyedPool if codec.correlation == "key" else PipelinedPool if config.pipeline > 1 else Pool
         route_access = access.of_route(config.name) if access else None
-        share = Share(scheduler)
-        self._pool = pool_class(pool_settings, codec, slots, share, spinner, log, trace, route_access)
-        self._clients = Clients(client_settings, codec, self._pool, memory, disk, ends, share, log)
+        share = Share(common.scheduler)
+        self._pool = pool_class(pool_settings, codec, slots, share, common.spinner, log, trace, route_access)
+        self._clients = Clients(client_settings, codec, self._pool, common.memory, common.disk, common.ends, share, log)
         self._pool.broadcast = self._clients.broadcast
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)

@@ -30,7 +30,7 @@ from gmux.errors import describe_fault
 from gmux.folder import Folder
 from gmux.logs import LOGGER
 from gmux.memory import Memory
-from gmux.route import Route
+from gmux.route import Common, Route
 from gmux.scheduler import Scheduler
 from gmux.sharing import SharedSlots
 from gmux.slots import Slots
@@ -107,12 +107,11 @@ class GmuxWorker(Worker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Make the routes: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
         service: ServiceConfig = self.app.config
-        scheduler, spinner = Scheduler(), Spinner(service.spin)
         self._memory = Memory(service.memory_limit, sum(config.max_clients for config in service.routes))
-        disk, ends = Disk(service.disk_limit), Ends()
+        common = Common(Scheduler(), Spinner(service.spin), self._memory, Disk(service.disk_limit), Ends())
         self._access = AccessLog(service) if service.access_log else None
         self._routes = [
-            self._make_route(config, service, inherited, scheduler, spinner, disk, ends, succession)
+            self._make_route(config, service, inherited, common, succession)
             for config, inherited, succession in zip(service.routes, self.sockets, self._successions, strict=True)
         ]
 
@@ -121,10 +120,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         config: RouteConfig,
         service: ServiceConfig,
         inherited: socket.socket,
-        scheduler: Scheduler,
-        spinner: Spinner,
-        disk: Disk,
-        ends: Ends,
+        common: Common,
         succession: Succession,
     ) -> Route:
         log = logs.route_logger(config.name)
@@ -146,11 +142,7 @@ class GmuxWorker(Worker):  # type: ignore[misc]
             listening,
             target,
             keeper,
-            scheduler,
-            spinner,
-            self._memory,
-            disk,
-            ends,
+            common,
             log,
             succession,
             access=self._access,

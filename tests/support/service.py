@@ -26,7 +26,7 @@ from gmux.ends import Ends
 from gmux.folder import Folder
 from gmux.memory import Memory
 from gmux.pool import Pool
-from gmux.route import Route
+from gmux.route import Common, Route
 from gmux.scheduler import Scheduler
 from gmux.slots import Grant, Slots
 from gmux.spinner import Spinner
@@ -92,19 +92,15 @@ class Service:
         self.slots = slots or MemorySlots(self.config.pool_size)
         self.access = AccessLog(service) if service.access_log else None
         self.scheduler, self.ends = Scheduler(), Ends()
-        spinner, disk = Spinner(service.spin), Disk(service.disk_limit)
         self.memory = Memory(service.memory_limit, self.config.max_clients)
+        common = Common(self.scheduler, Spinner(service.spin), self.memory, Disk(service.disk_limit), self.ends)
         self.route = Route(
             self.config,
             service,
             listening,
             target,
             self.slots,
-            self.scheduler,
-            spinner,
-            self.memory,
-            disk,
-            self.ends,
+            common,
             LOG,
             succession,
             access=self.access,
