@@ -27,6 +27,8 @@ _UNITS_OF_TIME = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "
 _UNITS_OF_SIZE = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MAX_MESSAGE_FILE = 64 * 1024
 MAX_SPEC_FILE = 1024 * 1024
+#: With less, hardly a client would find room.
+LEAST_MEMORY = 64 * 1024
 _MAX_SECONDS = 10 * 365 * 86400.0
 
 
@@ -73,6 +75,13 @@ def parse_size_or_none(text: str) -> int:
 
 def parse_size(text: str) -> int:
     return parse_size_or_none(text) or _refuse_zero()
+
+
+def parse_memory(text: str) -> int:
+    size = parse_size(text)
+    if size < LEAST_MEMORY:
+        raise ValueError
+    return size
 
 
 def count(least: int, most: int) -> Kind:
@@ -266,6 +275,7 @@ POSITIVE_SECONDS = Kind("TIME", "a time above 0 such as 500ms, 10s, 5m", lambda 
 SPIN = Kind("TIME", "a time such as 50us or 1ms, at most 1s, or 0 for none", parse_spin)
 SIZE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G", parse_size)
 SIZE_OR_NONE = Kind("SIZE", "a size in bytes such as 4096, 64k, 16M, 1G, or 0 for none", parse_size_or_none)
+MEMORY = Kind("SIZE", "a size in bytes of at least 64k, such as 16M, 1G", parse_memory)
 LISTEN = Kind("ADDR", "PORT, HOST:PORT or [IPV6]:PORT, with a PORT from 0 to 65535, or unix:/PATH", parse_listen)
 TARGET = Kind("ADDR", "HOST:PORT or [IPV6]:PORT, without http://, unix:/PATH, or embedded", parse_target)
 CORRELATION = choice("MODE", "auto", "order", "key")

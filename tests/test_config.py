@@ -213,6 +213,7 @@ KINDS = {
         ["", "500ms", "1.5s", "0.5", "-1", "soon"],
     ),
     "disk_limit": ({"0": 0, "4096": 4096, "64k": 65536, "4G": 4 << 30}, ["", "-1", "64kk", "big", "1.5G"]),
+    "memory_limit": ({"64k": 65536, "512M": 512 << 20}, ["", "0", "65535", "63k", "-1", "big"]),
     "log_level": ({level: level for level in ("debug", "info", "warning", "error")}, ["", "INFO", "warn", "10"]),
 }
 GOOD = [(name, text, value) for name, (good, _) in KINDS.items() for text, value in good.items()]
