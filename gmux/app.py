@@ -21,6 +21,7 @@ from gunicorn.pidfile import Pidfile
 
 from gmux import listening, logs, mailbox, master, samples
 from gmux.config import RouteConfig, ServiceConfig
+from gmux.descriptors import OF_UPSTREAM, SPARE
 from gmux.errors import StartError
 from gmux.folder import runtime_dir
 from gmux.listener import max_lingering
@@ -30,8 +31,11 @@ from gmux.master import ArbiterLog, Master
 from gmux.memory import ALLOWANCE
 from gmux.settings import OF_SERVICE
 
-#: Descriptors kept for the process itself and for what it holds on disk; an upstream connection has one and its slot's.
-OWN_DESCRIPTORS = 32
+#: Descriptors of a worker itself (a dozen, with logs) and those that it opens for a moment.
+OWN_DESCRIPTORS = 21 + SPARE
+
+#: Those of a route: its listener, and the mailboxes of its slots and of its clients.
+ROUTE_DESCRIPTORS = 3
 
 #: Those that an operator may send as soon as there is a process.
 EARLY_SIGNALS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTTIN, signal.SIGTTOU)
@@ -199,31 +203,47 @@ def fit_descriptors(config: ServiceConfig) -> ServiceConfig:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return config
-    room = hard - OWN_DESCRIPTORS - sum(2 * route.pool_size for route in config.routes)
+    own = OWN_DESCRIPTORS + sum(map(_of_route, config.routes))
+    wanted = sum(map(_of_clients, config.routes))
+    if own + wanted <= hard:
+        return config
+    room = hard - own
     fitted: dict[str, RouteConfig] = {}
     # What a route with few clients leaves of its share is there for the others.
     for left, route in enumerate(sorted(config.routes, key=lambda route: route.max_clients), -len(config.routes)):
-        fitted[route.name] = _fit_route(route, room // -left, hard)
-        room -= _needed(fitted[route.name])
+        fitted[route.name] = _fit_route(route, room // -left)
+        room -= _of_clients(fitted[route.name])
+    changes = ", ".join(
+        f"{route.max_clients} to {fitted[route.name].max_clients}" + (f" (route {route.name})" if route.name else "")
+        for route in config.routes
+        if route.max_clients != fitted[route.name].max_clients
+    )
+    LOGGER.warning(
+        "%d descriptors are too few for %d of clients and %d of gmux and its targets: %s;"
+        " raise the limit to %d (ulimit -n, or LimitNOFILE= of systemd)",
+        hard,
+        wanted,
+        own,
+        f"--max-clients is lowered from {changes}" if changes else "clients or targets may get no connection",
+        wanted + own,
+    )
     return replace(config, routes=tuple(fitted[route.name] for route in config.routes))
 
 
-def _needed(route: RouteConfig) -> int:
+def _of_route(route: RouteConfig) -> int:
+    """The descriptors of a route without its clients. A target within has its ends of the connections, too."""
+    embedded = route.pool_size + 1 if route.target is None else 0
+    return ROUTE_DESCRIPTORS + OF_UPSTREAM * route.pool_size + embedded
+
+
+def _of_clients(route: RouteConfig) -> int:
     return route.max_clients + max_lingering(route.max_clients)
 
 
-def _fit_route(route: RouteConfig, room: int, hard: int) -> RouteConfig:
-    if _needed(route) <= room:
+def _fit_route(route: RouteConfig, room: int) -> RouteConfig:
+    if _of_clients(route) <= room:
         return route
-    room = max(1, min(room - 16, room * 4 // 5))
-    LOGGER.warning(
-        "--max-clients%s: %d is too many for %d descriptors (ulimit -n): %d are taken",
-        f" of the route {route.name}" if route.name else "",
-        route.max_clients,
-        hard,
-        room,
-    )
-    return replace(route, max_clients=room)
+    return replace(route, max_clients=max(1, min(room - 16, room * 4 // 5)))
 
 
 def tell_memory(config: ServiceConfig) -> None:

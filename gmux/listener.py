@@ -13,12 +13,15 @@ from gevent.server import StreamServer
 
 from gmux import net
 from gmux.client import Clients
+from gmux.descriptors import Descriptors
 from gmux.errors import Overloaded
 
-#: Seconds without accepting after the process ran out of descriptors or memory: the loop must not spin meanwhile.
+#: Seconds without accepting when descriptors or memory are short: the loop must not spin meanwhile.
 ACCEPT_PAUSE = 0.1
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+NO_DESCRIPTORS = "the last descriptors are for connections to the target (ulimit -n)"
 
 
 def max_lingering(max_clients: int) -> int:
@@ -32,10 +35,18 @@ class Listener(StreamServer):  # type: ignore[misc]
     #: Clients accepted in one turn of the loop; each takes about 0.1 ms.
     max_accept = 10
 
-    def __init__(self, sock: socket.socket, clients: Clients, max_clients: int, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        clients: Clients,
+        max_clients: int,
+        descriptors: Descriptors,
+        log: logging.Logger,
+    ) -> None:
         super().__init__(sock, self._handle_client)
         self._clients = clients
         self._max_clients = max_clients
+        self._descriptors = descriptors
         self._log = log
         self._numbers = itertools.count(1)
 
@@ -48,11 +59,18 @@ class Listener(StreamServer):  # type: ignore[misc]
         except OSError as error:
             if error.errno not in EXHAUSTED:
                 raise
-            self._log.warning("cannot accept clients for %g s: %s", ACCEPT_PAUSE, error.strerror)
-            self.stop_accepting()
-            gevent.spawn_later(ACCEPT_PAUSE, self._accept_again)
+            self._pause(str(error.strerror))
+            return None
+        if not self._descriptors.may_be_a_client(sock.fileno()):
+            sock.close()
+            self._pause(NO_DESCRIPTORS)
             return None
         return sock, address
+
+    def _pause(self, reason: str) -> None:
+        self._clients.warn("client/accept", f"cannot accept clients for {ACCEPT_PAUSE:g} s: {reason}")
+        self.stop_accepting()
+        gevent.spawn_later(ACCEPT_PAUSE, self._accept_again)
 
     def _accept_again(self) -> None:
         if self.started:
@@ -60,7 +78,11 @@ class Listener(StreamServer):  # type: ignore[misc]
 
     def adopt(self, sock: socket.socket) -> None:
         """Serve a client that another process accepted; does not switch."""
-        gevent.spawn(self._handle_adopted, sock)
+        if self._descriptors.may_be_a_client(sock.fileno()):
+            gevent.spawn(self._handle_adopted, sock)
+        else:
+            sock.close()
+            self._clients.warn("client/adopt", f"a client that another process handed over is closed: {NO_DESCRIPTORS}")
 
     def _handle_adopted(self, sock: socket.socket) -> None:
         try:

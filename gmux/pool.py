@@ -193,6 +193,10 @@ class Pool:
     def is_empty(self) -> bool:
         return not self._upstreams
 
+    def unmade(self) -> int:
+        """The connections that there may be, and are not."""
+        return self._settings.size - len(self._upstreams)
+
     def drain(self) -> None:
         """Keep no connection that nobody needs here; others may have them."""
         self._is_draining = True

@@ -13,6 +13,7 @@ import gevent
 from gmux.access import AccessLog
 from gmux.client import LINGER_TIMEOUT, Clients, ClientSettings
 from gmux.config import RouteConfig, ServiceConfig
+from gmux.descriptors import Descriptors
 from gmux.disk import Disk
 from gmux.ends import Ends
 from gmux.keyed_pool import KeyedPool
@@ -47,6 +48,7 @@ class Common:
     memory: Memory
     disk: Disk
     ends: Ends
+    descriptors: Descriptors
 
 
 class Route:
@@ -104,7 +106,8 @@ class Route:
         self._pool.broadcast = self._clients.broadcast
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)
-        self._listener = Listener(listening, self._clients, config.max_clients, log)
+        common.descriptors.reserve(self._pool.unmade)
+        self._listener = Listener(listening, self._clients, config.max_clients, common.descriptors, log)
         if config.pool_size > 1:
             # There may be other workers. One that takes all it finds would leave the others none.
             self._listener.max_accept = 1

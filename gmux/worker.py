@@ -24,6 +24,7 @@ from gunicorn.workers.base import Worker
 from gmux import logs, net, samples
 from gmux.access import AccessLog
 from gmux.config import RouteConfig, ServiceConfig, budget_name
+from gmux.descriptors import Descriptors
 from gmux.disk import Disk
 from gmux.ends import Ends
 from gmux.errors import describe_fault
@@ -108,7 +109,9 @@ class GmuxWorker(Worker):  # type: ignore[misc]
         """Make the routes: gunicorn ends the service when this fails; a `run` that fails is tried again for ever."""
         service: ServiceConfig = self.app.config
         self._memory = Memory(service.memory_limit, sum(config.max_clients for config in service.routes))
-        common = Common(Scheduler(), Spinner(service.spin), self._memory, Disk(service.disk_limit), Ends())
+        common = Common(
+            Scheduler(), Spinner(service.spin), self._memory, Disk(service.disk_limit), Ends(), Descriptors()
+        )
         self._access = AccessLog(service) if service.access_log else None
         self._routes = [
             self._make_route(config, service, inherited, common, succession)

@@ -112,7 +112,38 @@ def test_descriptors_few_service_that_cannot_start_says_one_line():
 def test_descriptors_few_service_that_starts_tells_how_many_clients_it_takes(shell):
     shell("ulimit -n 64")
     with Server(("127.0.0.1", 1), target="embedded", protocol="echo", max_clients="") as server:
-        wait_until(lambda: server.said("--max-clients: 10000 is too many for 64 descriptors (ulimit -n): 14 are taken"))
+        line = wait_until(lambda: server.said("descriptors are too few"))
+    assert line.partition("] ")[2] == (
+        "64 descriptors are too few for 12500 of clients and 36 of gmux and its targets: --max-clients is lowered from"
+        " 10000 to 12; raise the limit to 12536 (ulimit -n, or LimitNOFILE= of systemd)"
+    )
+
+
+def test_descriptors_that_are_enough_are_not_spoken_of(shell):
+    """The line says how many are."""
+    shell("ulimit -n 161")
+    with Server(("127.0.0.1", 1), target="embedded", protocol="echo", max_clients="101") as server:
+        wait_until(lambda: server.said("raise the limit to 162 "))
+    with Server(("127.0.0.1", 1), target="embedded", protocol="echo", max_clients="100") as server:
+        wait_until(lambda: server.said("new target connection"))
+        assert not server.said("too few")
+
+
+def test_descriptors_burst_of_clients_leaves_those_of_the_target(shell):
+    """All come at once, together with the end of the connection to the target."""
+    shell("ulimit -n 40")
+    with Target() as target, Server(target) as server, ExitStack() as stack:
+        wait_until(lambda: server.said("new target connection"))
+        (worker,) = server.workers()
+        for n in range(3):
+            os.kill(worker, signal.SIGSTOP)
+            for _ in range(100):
+                stack.enter_context(socket.create_connection(server.address))
+            target.close_all()
+            os.kill(worker, signal.SIGCONT)
+            wait_until(lambda n=n: target.accepted == n + 2, what="the next connection")
+        assert not server.said("Too many open files")
+        wait_until(lambda: server.said("the last descriptors are for connections to the target (ulimit -n)"))
 
 
 def test_descriptors_all_taken_by_clients_target_restarts_clients_are_served(shell):

@@ -39,6 +39,7 @@ LAYERS = [
     ["gmux.logs"],
     [
         "gmux.deadlines",
+        "gmux.descriptors",
         "gmux.spinner",
         "gmux.disk",
         "gmux.ends",

@@ -10,6 +10,7 @@ import pytest
 
 from gmux import app, net
 from gmux.config import Given, GivenRoute, RouteConfig, ServiceConfig, read
+from gmux.descriptors import Descriptors
 from gmux.errors import ConfigErrors, StartError
 from gmux.listener import max_lingering
 from gmux.listening import Held, Listening
@@ -81,7 +82,7 @@ def test_sockets_that_are_not_used_after_all_are_closed(listening):
 @pytest.mark.parametrize(
     ("limit", "wanted", "taken"),
     [
-        (4096, {"small": 50, "large": 10_000}, {"small": 50, "large": 3195}),
+        (4096, {"small": 50, "large": 10_000}, {"small": 50, "large": 3192}),
         (4096, {"one": 100, "two": 200}, {"one": 100, "two": 200}),
         (64, {"one": 10_000, "two": 10_000}, {"one": 1, "two": 1}),
     ],
@@ -94,6 +95,49 @@ def test_descriptors_are_shared_by_all_routes(monkeypatch, limit, wanted, taken)
     assert {route.name: route.max_clients for route in config.routes} == taken
     if limit > 64:
         assert sum(n + max_lingering(n) for n in taken.values()) < limit - app.OWN_DESCRIPTORS
+
+
+def test_descriptors_of_connections_and_of_targets_within_count(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 1024))
+    usual = {"listen": "127.0.0.1:0", "pool_size": "100", "max_clients": "500"}
+
+    def fit(target: str) -> int:
+        (route,) = app.fit_descriptors(configure(one=usual | {"target": target})).routes
+        return route.max_clients
+
+    # 2 of each connection, and in a target within its other end.
+    room = 1024 - app.OWN_DESCRIPTORS - app.ROUTE_DESCRIPTORS - 200
+    assert fit("127.0.0.1:1") == 500
+    assert room - 101 - max_lingering(500) >= 500
+    usual["max_clients"] = "5000"
+    assert fit("127.0.0.1:1") == room * 4 // 5
+    assert fit("embedded") == (room - 101) * 4 // 5
+
+
+def test_descriptors_too_few_for_one_client_are_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr(LOGGER, "propagate", True)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (40, 40))
+    app.fit_descriptors(configure(one={"listen": "127.0.0.1:0", "target": "127.0.0.1:1", "max_clients": "1"}))
+    assert caplog.messages == [
+        "40 descriptors are too few for 17 of clients and 34 of gmux and its targets: clients or targets may get no"
+        " connection; raise the limit to 51 (ulimit -n, or LimitNOFILE= of systemd)"
+    ]
+
+
+def test_client_leaves_the_descriptors_of_connections_that_are_not_made(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (100, 100))
+    descriptors = Descriptors()
+    made = 0
+    descriptors.reserve(lambda: 10 - made)
+    descriptors.reserve(lambda: 1)
+    assert descriptors.may_be_a_client(69)
+    assert not descriptors.may_be_a_client(70)
+    made = 10
+    assert descriptors.may_be_a_client(89)
+    assert not descriptors.may_be_a_client(90)
+    descriptors.reserve(lambda: 1000)
+    assert descriptors.may_be_a_client(49)
+    assert not descriptors.may_be_a_client(50)
 
 
 # Reload.

@@ -247,6 +247,16 @@ def test_clients_beyond_the_limit_of_the_successor_are_refused(shared):
         assert sorted(client.outcome(b"request") for client in clients) == ["answered", "answered", "closed"]
 
 
+def test_client_that_would_take_a_descriptor_of_the_target_is_closed(shared, caplog):
+    with Target() as target, Pair(shared, target) as pair, Client(pair.old.address) as client:
+        pair.old.wait_clients(1)
+        draining = pair.drain()
+        pair.new.route._listener._descriptors._limit = 0
+        assert draining.get() is True
+        client.receive_end()
+        assert "a client that another process handed over is closed: the last descriptors are for" in caplog.text
+
+
 # The mailbox itself.
 
 

@@ -21,6 +21,7 @@ from gevent.lock import BoundedSemaphore
 from gmux import net
 from gmux.access import AccessLog
 from gmux.client import Client
+from gmux.descriptors import Descriptors
 from gmux.disk import Disk
 from gmux.ends import Ends
 from gmux.folder import Folder
@@ -93,7 +94,9 @@ class Service:
         self.access = AccessLog(service) if service.access_log else None
         self.scheduler, self.ends = Scheduler(), Ends()
         self.memory = Memory(service.memory_limit, self.config.max_clients)
-        common = Common(self.scheduler, Spinner(service.spin), self.memory, Disk(service.disk_limit), self.ends)
+        common = Common(
+            self.scheduler, Spinner(service.spin), self.memory, Disk(service.disk_limit), self.ends, Descriptors()
+        )
         self.route = Route(
             self.config,
             service,
