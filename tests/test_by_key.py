@@ -221,7 +221,7 @@ def test_connection_that_ends_fails_all_in_flight_and_none_is_sent_again(end):
             with pytest.raises(Closed):
                 clients[at].receive()
         (next_,) = scene.ask(message("0200", 9))
-        assert len(scene.host.requests) == 5
+        wait_until(lambda: len(scene.host.requests) == 5)
         scene.host.answer(4)
         assert read(next_.receive())["11"] == "000009"
 
