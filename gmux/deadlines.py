@@ -40,7 +40,7 @@ class Deadlines(OrderedDict[T, float]):
     __hash__ = object.__hash__  # type: ignore[assignment]
 
     def add(self, thing: T) -> None:
-        """Start the clock of `thing`, or start it anew."""
+        """Start the clock of `thing`, or start it again."""
         self[thing] = monotonic()
         self.move_to_end(thing)
         if self._timer is None and self._seconds:
@@ -49,7 +49,7 @@ class Deadlines(OrderedDict[T, float]):
     def add_first(self, thing: T, since: float = inf) -> None:
         """Put `thing` at the head of the queue, with the deadline of what stood there.
 
-        Where one that was added at the time `since` has a sooner deadline, `thing` has that.
+        When that is later than the deadline of a thing that was added at the time `since`, `thing` gets the latter.
         """
         head = next(iter(self.values()), monotonic())
         self[thing] = min(head, since)
@@ -68,12 +68,6 @@ class Deadlines(OrderedDict[T, float]):
     def pop_first(self) -> T:
         """Remove and return what was added first. Raises KeyError when there is nothing."""
         return self.popitem(last=False)[0]
-
-    def take_all(self) -> list[T]:
-        """Remove and return everything."""
-        things = list(self)
-        self.clear()
-        return things
 
     def _arm(self, seconds: float) -> None:
         loop = get_hub().loop

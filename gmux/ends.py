@@ -1,8 +1,8 @@
-"""The ends of connections that are not read: a reset, or both directions shut. The loop tells only who reads or writes.
+"""The ends of connections that are not read: a reset, or both directions shut.
 
-One epoll object for all of them, watched by the loop. They are registered for nothing, so the kernel reports EPOLLERR
-and EPOLLHUP alone, and bytes that come cost nothing. That a peer sends no more (FIN) is no end: it may still
-wait for answers.
+The watchers of the loop do not report these without reading or writing. So there is one epoll object for all such
+connections, and the loop watches that. Each is registered for no event: the kernel then reports EPOLLERR and EPOLLHUP
+alone, and bytes that come cost nothing. A peer that sends no more (FIN) has not ended: it may still wait for answers.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import Any
 
 from gevent import get_hub
 
-READ = 1
+from gmux.scheduler import READ
 
 
 class Ends:
+    """One for all connections of a process."""
+
     __slots__ = ("_ended", "_epoll", "_watcher")
 
     def __init__(self) -> None:
@@ -31,7 +33,7 @@ class Ends:
         self._epoll.register(descriptor, 0)
 
     def unwatch(self, descriptor: int) -> None:
-        """Before it is read again or closed: a copy in another process would keep it here."""
+        """Call it before it is read again or closed: a copy in another process would keep it registered."""
         if self._ended.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 

@@ -134,12 +134,6 @@ class KeyedLine(Deadlines[Exchange]):
         self._left(thing)
         return thing
 
-    def take_all(self) -> list[Exchange]:
-        things = super().take_all()
-        self._groups.clear()
-        self._tidy()
-        return things
-
     def _left(self, thing: Exchange) -> None:
         key = _key(thing)
         group = self._groups[key]

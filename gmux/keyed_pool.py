@@ -39,7 +39,7 @@ class KeyedPool(PipelinedPool):
         access: RouteAccess | None,
     ) -> None:
         super().__init__(settings, codec, slots, share, spinner, log, trace, access)
-        # Connections on which a key is reserved no more that is waited for.
+        # Connections on which a key became free that a request waits for.
         self._unblocked: set[KeyedUpstream] = set()
         self.answered = self._answered
 
@@ -47,16 +47,16 @@ class KeyedPool(PipelinedPool):
         return KeyedLine(self._settings.queue_timeout, self._queue_timed_out)
 
     def _use_idle(self, exchange: Exchange) -> bool:
-        return not self._is_behind(exchange) and super()._use_idle(exchange)
+        return not self._is_key_queued(exchange) and super()._use_idle(exchange)
 
     def _stack(self, exchange: Exchange) -> bool:
-        return not self._is_behind(exchange) and self._put_beside(exchange)
+        return not self._is_key_queued(exchange) and self._put_beside(exchange)
 
-    def _is_picky(self, upstream: PipelinedUpstream) -> bool:
+    def _may_fit_others(self, upstream: PipelinedUpstream) -> bool:
         return cast(KeyedUpstream, upstream).has_place
 
-    def _is_behind(self, exchange: Exchange) -> bool:
-        """Whether others with its key wait: they were first."""
+    def _is_key_queued(self, exchange: Exchange) -> bool:
+        """Whether others with its key wait. They were first, so it waits too."""
         return bool(self._waiting) and self._waiting.has_key(cast(KeyedRequest, exchange.request).key)
 
     def has_room(self, upstream: PipelinedUpstream) -> None:

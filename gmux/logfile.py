@@ -73,7 +73,7 @@ class LogFile:
             self._is_failing = self._is_failing or self._number < 0
 
     def close(self) -> None:
-        """Let go of it. What it has not taken by now is lost, which is said."""
+        """Close it. Lines that it has not taken by now are counted as lost."""
         self._let_go()
         if self._timer is not None:
             self._timer.close()
@@ -96,15 +96,10 @@ class LogFile:
         self._lost = 0
         self._loop = loop
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether lines are held that the file has not taken."""
-        return bool(self._held)
-
     def write(self, lines: bytes) -> None:
         """Append `lines`, which end in a newline; never waits, never raises."""
         if self._lost or (self._held and len(self._held) + len(lines) > MAX_HELD):
-            # Once lines are lost, so are all until there is room for many: the log has one gap, and says so, not many.
+            # Once lines are lost, all further ones are, until there is room for many: the log has one gap and not many.
             self._lost += lines.count(b"\n")
             self._fail("nobody reads it")
         else:
@@ -135,7 +130,7 @@ class LogFile:
             self._timer.start(self._on_timer)
 
     def flush(self, seconds: float) -> None:
-        """Write what is held, and wait up to `seconds` for a reader that takes it. For the end of a process."""
+        """Write what is held, and wait up to `seconds` until the reader has taken it. Call it before `close`."""
         end = monotonic() + seconds
         self.retry()
         while self._is_full and (left := end - monotonic()) > 0:
@@ -178,7 +173,7 @@ class LogFile:
         if self._number not in (-1, self._standard) and os.path.samestat(os.fstat(self._number), status):
             return  # a worker that has become another user could not open it again
         if stat.S_ISREG(status.st_mode):
-            # It does not make wait, and only through this very descriptor do all write at its end.
+            # A file never makes its writer wait, and all who share this descriptor write at the end of the file.
             self._use(self._standard)
         elif stat.S_ISSOCK(status.st_mode):
             sock = socket.socket(fileno=os.dup(self._standard))

@@ -15,7 +15,8 @@ from gmux.logfile import LogFile
 
 LOGGER = logging.getLogger("gmux")
 
-#: Seconds that a process waits at its end for the reader of a log; at no other time does it wait for one.
+#: Seconds to wait for the reader of a log before its file is closed: when a process ends, and in the master also when
+#: it becomes a daemon or reloads. Nothing else waits for a reader.
 PATIENCE = 0.5
 
 #: What syslog(3) calls the levels.
@@ -139,7 +140,7 @@ def configure(config: ServiceConfig) -> None:
 
 
 def reopen() -> None:
-    """Open the files of this process anew, because logrotate has moved them. Never raises."""
+    """Open the files of this process again, because logrotate has moved them. Never raises."""
     for file in (*_files, _standard_error):
         file.reopen()
 
@@ -157,7 +158,7 @@ def retry() -> None:
 
 
 def flush() -> None:
-    """Write what a file did not take, and wait up to PATIENCE for each that has a reader: nothing comes after it."""
+    """Write what the files did not take, and wait up to PATIENCE for each."""
     for file in (*_files, _standard_error):
         file.flush(PATIENCE)
 

@@ -88,11 +88,6 @@ class PipelinedUpstream(Upstream):
         self._owed = 0
 
     @property
-    def room(self) -> int:
-        """How many more exchanges it may take."""
-        return self._depth - self.load
-
-    @property
     def may_pipeline(self) -> bool:
         """Whether the target has shown that this connection may carry several requests at a time."""
         return self._decoder.may_pipeline

@@ -53,8 +53,8 @@ class PipelinedPool(Pool):
     ) -> None:
         super().__init__(settings, codec, slots, share, spinner, log, trace, access)
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
-        self._by_load = ByLoad(settings.pipeline, self._is_picky)
-        # Of one connection alone nobody needs to know how it stands among others.
+        self._by_load = ByLoad(settings.pipeline, self._may_fit_others)
+        # A pool of one connection needs no order of them.
         self._place: Callable[[PipelinedUpstream], None] = self._by_load.put if settings.size > 1 else _nowhere
         # The one that takes no more requests because others ask for it.
         self._lending: PipelinedUpstream | None = None
@@ -134,8 +134,8 @@ class PipelinedPool(Pool):
         self._place(upstream)
         return True
 
-    def _is_picky(self, upstream: PipelinedUpstream) -> bool:
-        """Whether a busy connection may take another request beside, though not a certain one."""
+    def _may_fit_others(self, upstream: PipelinedUpstream) -> bool:
+        """Whether a busy connection that does not take one request may take another one."""
         return False
 
     # What a connection calls (`pipelined.PipelineOwner`), beside `asked` and `answered`.

@@ -137,7 +137,7 @@ class Share:
 
 
 class Scheduler:
-    """One for all routes of a process, which closes it."""
+    """One for all routes of a process."""
 
     def __init__(self) -> None:
         #: Watches whose descriptors are ready in this turn.

@@ -136,7 +136,7 @@ class Upstream:
         "_share",
         "_scheduler",
         "_poll",
-        "_is_behind",
+        "_is_put_off",
         "_is_wanted",
         "_writer",
         "_unsent",
@@ -174,7 +174,7 @@ class Upstream:
         self._scheduler = traits.share.scheduler
         self._reader = Watch(traits.share, sock.fileno(), READ, self._on_readable, is_target=True)
         # Whether the decoder holds more than was dealt with in this turn; and whether the pool waits for that.
-        self._is_behind = self._is_wanted = False
+        self._is_put_off = self._is_wanted = False
         self._writer: Watch | None = None
         self._unsent: bytes | memoryview = b""
         self._close_reason = ""
@@ -289,7 +289,7 @@ class Upstream:
 
     def _put_off(self) -> None:
         """Go on with what the decoder holds in the next turn of the loop, after others had their share of this one."""
-        self._is_behind = True
+        self._is_put_off = True
         self.is_stale = _is_stale
         self._reader.stop()
         self._reader.later(self._take_on)
@@ -297,14 +297,14 @@ class Upstream:
     def _take_on(self) -> None:
         if self.is_closed:
             return
-        self._is_behind = False
+        self._is_put_off = False
         self.is_stale = self._poll
         if self._over is None:
             self._reader.start()
         if self.is_closing:
             return
         self._take()
-        if self._is_wanted and not self._is_behind and not self.is_closing:
+        if self._is_wanted and not self._is_put_off and not self.is_closing:
             self._is_wanted = False
             if self.is_stale():
                 self.close(ENDLESS)
@@ -316,15 +316,15 @@ class Upstream:
 
         If not, it has ended, and its owner knows; or more has come than fits in a slice, and `freed` is called later.
         """
-        if not self._is_behind:
+        if not self._is_put_off:
             self._on_readable()
         if self.is_closing:
             return False
-        if self._is_behind:
+        if self._is_put_off:
             self._is_wanted = True
         elif self.is_stale():
             self.close(ENDLESS)
-        return not (self._is_behind or self.is_closing)
+        return not (self._is_put_off or self.is_closing)
 
     def _take_unasked(self) -> bool:
         """Deal with what the decoder holds while nothing is in flight; whether the connection is sound still.
@@ -354,7 +354,7 @@ class Upstream:
             except Exception as error:  # a codec's own fault, of another package perhaps
                 self.close(f"the codec failed: {describe_fault(error)}")
                 return False
-            if decoder.has_surplus and not self._is_behind:
+            if decoder.has_surplus and not self._is_put_off:
                 # Its rest would be taken for the beginning of the next answer.
                 self.close("half a message came that nobody asked for")
                 return False

@@ -152,25 +152,16 @@ def test_seconds_of_zero_expire_nothing_and_need_no_timer(clock):
     queue.add_first("b")
     assert clock.timers == []
     clock.advance(10**9)
-    assert queue.take_all() == ["b", "a"]
+    assert list(queue) == ["b", "a"]
 
 
-def test_take_all_gives_everything_in_order_and_nothing_expires(clock):
-    queue = Deadlines(SECONDS, pytest.fail)
-    for thing in "abc":
-        queue.add(thing)
-    assert queue.take_all() == ["a", "b", "c"]
-    assert len(queue) == 0
-    clock.advance(100)
-
-
-def test_cleared_queue_that_is_used_again_expires_again(clock):
+def test_emptied_queue_that_is_used_again_expires_again(clock):
     expired = []
     queue = Deadlines(SECONDS, lambda thing: expired.append((thing, clock.now - start)))
     start = clock.now
     queue.add("a")
     clock.advance(4)
-    queue.take_all()
+    queue.pop_first()
     queue.add("b")
     clock.advance(100)
     assert expired == [("b", 14)]
@@ -213,7 +204,7 @@ def test_queue_emptied_while_things_expire_tells_no_more(clock):
 
     def empty(thing: str) -> None:
         expired.append(thing)
-        queue.take_all()
+        queue.pop_first()
 
     queue = Deadlines(SECONDS, empty)
     queue.add("a")
@@ -299,7 +290,7 @@ def test_any_operations_expire_what_a_simple_model_expires(operations):
             assert expired == due
             assert len(queue) == len(model)
             assert len(clock.timers) <= 1
-        assert queue.take_all() == [thing for thing, _ in model]
+        assert list(queue) == [thing for thing, _ in model]
 
 
 def test_real_loop_calls_expired():

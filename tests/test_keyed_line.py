@@ -19,7 +19,7 @@ OPERATIONS = st.lists(
         st.tuples(st.sampled_from(["add", "add_first"]), st.integers(0, 4)),
         st.tuples(st.sampled_from(["take", "release"]), st.sampled_from(CONNECTIONS)),
         st.tuples(st.just("discard"), st.integers(0, 20)),
-        st.tuples(st.sampled_from(["pop_first", "take_all", "tidy"]), st.none()),
+        st.tuples(st.sampled_from(["pop_first", "tidy"]), st.none()),
     ),
     max_size=80,
 )
@@ -58,9 +58,6 @@ def test_any_operations_give_what_a_walk_over_a_list_gives(operations):
             line.discard(model.pop(argument % len(model)))
         elif operation == "pop_first" and model:
             assert line.pop_first() is model.pop(0)
-        elif operation == "take_all":
-            assert line.take_all() == model
-            model.clear()
         elif operation == "tidy":
             line._tidy()
         elif operation == "release" and held[argument]:

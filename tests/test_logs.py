@@ -366,7 +366,7 @@ class Pipe:
             try:
                 got += os.read(self.reader, 1 << 20)
             except BlockingIOError:
-                if not self.file.is_behind:
+                if not self.file._held:
                     return got
                 self.file.retry()
 
@@ -406,7 +406,7 @@ def test_reader_that_stops_makes_nobody_wait_and_costs_no_line(kind):
     for line in lines:
         pipe.file.write(line)
     assert monotonic() - begin < 1
-    assert pipe.file.is_behind
+    assert pipe.file._held
     assert pipe.read() == b"".join(lines)
     assert pipe.said == []
 
@@ -423,11 +423,11 @@ def test_last_room_that_another_process_takes_makes_nobody_wait(kind):
     """Two that ask whether there is room, and then write, would both believe it."""
     pipe = kind()
     other = pipe.share()
-    while not pipe.file.is_behind:
+    while not pipe.file._held:
         pipe.file.write(b"." * 4095 + b"\n")
     begin = monotonic()
     other.write(b"x\n")
-    assert other.is_behind
+    assert other._held
     assert monotonic() - begin < 1
 
 
@@ -438,7 +438,7 @@ def test_lines_of_two_that_share_a_slow_reader_do_not_mix():
         pipe.file.write(b"a%0999d\n" % number)
         other.write(b"b%0499d\n" % number)
     got = b""
-    while pipe.file.is_behind or other.is_behind:
+    while pipe.file._held or other._held:
         got += os.read(pipe.reader, 4096)
         pipe.file.retry()
         other.retry()
@@ -480,7 +480,7 @@ def test_flush_waits_for_a_reader_that_is_on_its_way_and_no_longer_than_it_is_to
     reading = threading.Thread(target=lambda: read_to(b"\n", pipe.reader, got))
     reading.start()
     pipe.file.flush(20)
-    assert not pipe.file.is_behind
+    assert not pipe.file._held
     reading.join()
     assert len(got) == 500_001
 
@@ -495,7 +495,7 @@ def test_loop_writes_what_is_held_as_soon_as_it_is_read():
     pipe = Pipe()
     pipe.file.retry_in(gevent.get_hub().loop)
     pipe.file.write(b"." * 200_000 + b"\n")
-    assert pipe.file.is_behind
+    assert pipe.file._held
     got = bytearray()
 
     def take() -> bool:
