@@ -42,12 +42,12 @@ tests: $(VENV)/tested
 chaos: $(VENV)/tested
 	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/pytest -q -s tests/test_chaos.py
 
-# One route under attack, another one served: takes some 13 minutes of a quiet machine. make hostile HOSTILE_SECONDS=10
+# One route under attack, another one served: about 13 minutes on a quiet machine. make hostile HOSTILE_SECONDS=10
 hostile: $(VENV)/tested
 	HOSTILE_SECONDS=$(or $(HOSTILE_SECONDS),3) $(BIN)/pytest -q -s tests/test_hostile.py
 
 # A million exchanges with targets that misbehave in every way. make soak SOAK_EXCHANGES=100000 SOAK_SEED=7
-# All attacks at once instead, for so long, at least 3 minutes: nothing may grow. make soak SOAK_MINUTES=20
+# With SOAK_MINUTES, all attacks at once for that many minutes, at least 3: nothing may grow. make soak SOAK_MINUTES=20
 soak: $(VENV)/tested
 	$(if $(SOAK_MINUTES),SOAK_MINUTES=$(SOAK_MINUTES),SOAK_EXCHANGES=$(or $(SOAK_EXCHANGES),1000000)) \
 		$(BIN)/pytest -q -s $(if $(SOAK_MINUTES),tests/test_endurance.py,tests/test_soak.py)

@@ -222,7 +222,7 @@ class Master(Arbiter):  # type: ignore[misc]
         self._retry_at = now + WORKER_RETRY_DELAY
         if trouble != self._trouble or now >= self._repeat_at:
             self._trouble, self._repeat_at = trouble, now + REPEAT_INTERVAL
-            LOGGER.error("%s; tried again each %g s", trouble, WORKER_RETRY_DELAY)
+            LOGGER.error("%s; tried again every %g s", trouble, WORKER_RETRY_DELAY)
 
     def reap_workers(self) -> None:
         self._keep_up()

@@ -99,7 +99,8 @@ ABOUT: dict[str, str] = {
     ),
     "late_window": (
         "By key: for this long after `--timeout` the key of a request stays reserved on its connection, so that a late "
-        "answer is not taken for that of a new request. `0`: as long as the connection is open."
+        "answer is not taken for that of a new request. `0`: as long as the connection is open. A connection with "
+        "4,096 reserved keys is replaced when nothing is in flight on it."
     ),
     "unsolicited": (
         "What gmux does with [an unsolicited message](protocols.md#what-belongs-to-one-hop). `auto` drops it, with a "
@@ -156,10 +157,10 @@ ABOUT: dict[str, str] = {
     ),
     "max_clients": (
         "Clients connected at once to a worker. One more is refused: a 503 over `http`, a close elsewhere. Clients "
-        "whose connection gmux is ending do not count. There may be a quarter more of them, at least 16; then the one "
-        "that was told to go first is closed for the next one. Clients that connect and say nothing do count: "
-        "`--client-idle-timeout` ends them. gmux raises its limit of open files as far as the system "
-        "allows; a client is one file."
+        "whose connection gmux is ending do not count: they have places of their own, a quarter more, at least 16. "
+        "When these are taken, the first of them whose answer is sent is closed for the next client. Clients that "
+        "connect and say nothing do count: `--client-idle-timeout` ends them. gmux raises its limit of open files as "
+        "far as the system allows; a client is one file."
     ),
     "max_message": (
         "The largest message, framing included for `echo`, the message behind the length header for `iso8583` and "
@@ -211,8 +212,8 @@ ABOUT: dict[str, str] = {
     "disk_limit": (
         "The most that a worker holds on disk, for all clients of all its routes: what is above `--spool-memory` or "
         "`--memory-limit`. It is one file without a name in the folder for temporary files (`$TMPDIR`, else `/tmp`). "
-        "Past the limit a request is refused, and a client too slow for its answer is cut off with a reset. `0`: no "
-        "file."
+        "It grows in blocks of 64 KiB, and each message in it takes at least one. Past the limit a request is "
+        "refused, and a client too slow for its answer is cut off with a reset. `0`: no file."
     ),
     "spin": (
         "For so long after each request is sent and each answer has come, gmux polls instead of sleeping: shorter "
