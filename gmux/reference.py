@@ -247,13 +247,13 @@ ABOUT: dict[str, str] = {
         "else `gmux-UID` in the folder for temporary files."
     ),
     "log_file": (
-        "USR1 opens the file anew, under its name, as logrotate wants it. `-` is standard error. Under systemd "
+        "USR1 opens the file again, under its name, as logrotate wants it. `-` is standard error. Under systemd "
         "standard error is the journal: lines have a level there and no time of their own."
     ),
     "log_level": "The least level that is logged. Not allowed with `--verbose` or `--quiet`, which say it already.",
     "log_format": "The form of the log and of the access log.",
     "access_log": (
-        "See [the access log](configuration.md#the-access-log). `-` is standard output. USR1 opens the file anew."
+        "See [the access log](configuration.md#the-access-log). `-` is standard output. USR1 opens the file again."
     ),
     "verbose": "Dump each message in hex, with debug lines. Not allowed with `--quiet`.",
     "unsafe_dump": "With `-v`: do not overwrite card data of ISO 8583.",
