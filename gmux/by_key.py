@@ -59,7 +59,11 @@ class KeyedUpstream(PipelinedUpstream):
     def has_place(self) -> bool:
         """Whether it may take a request whose key it does not hold."""
         return (
-            self.load < self._depth and not self.is_closing and self._alone is None and not (self.is_aged and self.load)
+            self.load < self._depth
+            and not self.is_closing
+            and not self.is_worn
+            and self._alone is None
+            and not (self.is_aged and self.load)
         )
 
     def holds(self, key: Hashable) -> bool:

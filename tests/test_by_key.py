@@ -493,3 +493,21 @@ def test_connection_on_which_too_many_keys_are_reserved_is_replaced(window, monk
         assert scene.target.peak == 1
         scene.host.answer(4)
         assert read(again.receive())["t"] == "0211"
+
+
+def test_connection_on_which_too_many_keys_are_reserved_takes_no_more_while_others_are_in_flight(monkeypatch):
+    monkeypatch.setattr(gmux.by_key, "MAX_LATE", 1)
+    with Scene(late_window="1h", timeout="1s", pipeline="4") as scene:
+        (lost,) = scene.ask(message("0200", 1))
+        gevent.sleep(0.5)  # so that this one is in flight for longer
+        (busy,) = scene.ask(message("0200", 2))
+        wait_until(lambda: len(scene.host.requests) == 2)
+        lost.receive_end()
+        (next_,) = scene.ask(message("0200", 3))
+        wait_until(lambda: scene.service.waiting == 1)
+        scene.host.answer(1)
+        assert read(busy.receive())["11"] == "000002"
+        wait_until(lambda: len(scene.host.requests) == 3)
+        assert scene.host.connections[2] is not scene.host.connections[0]
+        scene.host.answer(2)
+        assert read(next_.receive())["11"] == "000003"
