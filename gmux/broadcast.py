@@ -36,7 +36,7 @@ class Broadcast(Task):
 
     def add(self, message: bytes) -> None:
         """Give `message` to all, or drop it where too much waits. Not now: what came before it is delivered first."""
-        if self._size + len(message) > MAX_WAITING:
+        if self._waiting and self._size + len(message) > MAX_WAITING:
             self._warn(
                 "upstream/answer",
                 f"a message for all clients is dropped: {self._size} bytes of others wait to be sent to them",

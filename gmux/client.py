@@ -339,9 +339,12 @@ class Client:
         if self._is_timed:
             self._is_timed = False
             self._shared.requesting.discard(self)
-        self._exchange = exchange
         if self._decoder.owed:
             self._write(self._decoder.take_owed())
+            if self._is_closed:
+                exchange.close()
+                return
+        self._exchange = exchange
         data = self._decoder.data
         if (self._held or len(data) + len(exchange.request.data) > SMALL) and not self._count():
             self._exchange = None
@@ -357,6 +360,8 @@ class Client:
         self._ahead = 0
         if self._decoder.owed:
             self._write(self._decoder.take_owed())
+            if self._is_closed:
+                return  # it was gone, and nothing of it may be held any more
         held = len(self._decoder)
         if held or self._incoming is not None:
             if self._is_half:

@@ -6,7 +6,6 @@ One file for all: each spool with a file of its own would take a descriptor, whi
 from __future__ import annotations
 
 import os
-from bisect import insort
 from collections.abc import Iterable
 from tempfile import TemporaryFile
 from typing import IO
@@ -50,8 +49,8 @@ class Disk:
         """Free blocks. The disk gets back what is free at the end of the file."""
         assert self._file is not None
         free, count = self._free, self._count
-        for block in blocks:
-            insort(free, block)
+        free.extend(blocks)
+        free.sort()  # most of it is in order, so it costs one walk
         while free and free[-1] == self._count - 1:
             self._count = free.pop()
         if not self._count:

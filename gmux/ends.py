@@ -15,6 +15,9 @@ from gevent import get_hub
 
 from gmux.scheduler import READ
 
+#: Ends dealt with in one turn of the loop; each takes 20 us.
+MAX_AT_ONCE = 16
+
 
 class Ends:
     """One for all connections of a process."""
@@ -38,7 +41,8 @@ class Ends:
             self._epoll.unregister(descriptor)
 
     def _look(self) -> None:
-        for descriptor, _ in self._epoll.poll(0):
+        # Those that are left are there in the next turn of the loop.
+        for descriptor, _ in self._epoll.poll(0, MAX_AT_ONCE):
             ended = self._ended.get(descriptor)
             # What one of them did may have unwatched the next.
             if ended is not None:

@@ -642,6 +642,11 @@ class Pool:
         request = self._settings.greeting
         if request is None:
             self._rested(upstream)
+        elif upstream.is_closing:
+            pass
+        elif upstream.is_put_off:
+            # What has come already is not the answer to it.
+            upstream.later(partial(self._greet, upstream))
         else:
             upstream.greeting = Exchange(self._own, request)
             upstream.send(upstream.greeting)

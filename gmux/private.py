@@ -26,6 +26,9 @@ from gmux.exchange import Asker, Exchange
 from gmux.ratelimit import LimitedWarnings
 from gmux.upstream import Upstream, safe_idle_time
 
+#: Why one ends on which something comes that nobody asked for, before a request.
+NOISE = "something came that its client had not asked for"
+
 
 class Tie:
     """A client and its connection. `exchange` is what waits for the end of a rest; `timer` runs when it is not busy."""
@@ -105,6 +108,7 @@ class PrivateConnections:
             return True
         self._stop(tie)
         if tie.upstream.is_stale() and not tie.upstream.catch_up():
+            tie.upstream.close(NOISE)  # mostly it has ended already
             return False
         tie.upstream.send(exchange)
         return True
@@ -166,7 +170,9 @@ class PrivateConnections:
         exchange = tie.exchange
         if exchange is None:
             self._await(tie)
-        elif not tie.upstream.is_stale() or tie.upstream.catch_up():  # else `drop` has dealt with it
+        elif tie.upstream.is_stale() and not tie.upstream.catch_up():
+            tie.upstream.close(NOISE)  # mostly it has ended already; `drop` deals with the exchange
+        else:
             self._unpark(exchange)
             tie.upstream.send(exchange)
 

@@ -39,9 +39,17 @@ LONE_AFTER = 0.05
 LONG_STEP = 0.0002
 USUAL_STEP = 0.000025
 
+#: The most of them: who had bad luck, as when the process was stopped meanwhile, is not behind for long.
+MAX_STEPS = 400
+
 Step = Callable[[], object]
 
 PLACE = attrgetter("place")
+
+
+def steps_of(seconds: float) -> int:
+    """For how many a step that took so long counts besides itself."""
+    return min(int(seconds / USUAL_STEP), MAX_STEPS)
 
 
 class Task:
@@ -218,8 +226,8 @@ class Scheduler:
             if not number:
                 break
             before, now = now, monotonic()
-            if now - before > LONG_STEP:
-                watch.place += int((now - before) / USUAL_STEP)
+            if now - before > LONG_STEP and not watch.is_target:
+                watch.place += steps_of(now - before)
             if now >= end:
                 return watches[-number:]
         return []
@@ -248,7 +256,7 @@ class Scheduler:
                 self._call(task, step)
                 now = monotonic()
                 if now - before > LONG_STEP:
-                    task.place += int((now - before) / USUAL_STEP)
+                    task.place += steps_of(now - before)
                 if now >= end:
                     break
             if not (targets or clients):

@@ -43,8 +43,8 @@ OVER_INTERVAL = 0.002
 #: request that is on its way while the target closes would be lost.
 IDLE_MARGIN = 1.0
 
-#: Why a connection closes whose target does not stop sending.
-ENDLESS = "more comes than is read at once, and nobody asked for it"
+#: Seconds for which a connection that is wanted may bring messages that nobody asked for, one after the other.
+ENDLESS_TIME = 1.0
 
 
 def safe_idle_time(limit: float) -> float:
@@ -136,8 +136,9 @@ class Upstream:
         "_share",
         "_scheduler",
         "_poll",
-        "_is_put_off",
-        "_is_wanted",
+        "is_put_off",
+        "_goes_on",
+        "_wanted_since",
         "_writer",
         "_unsent",
         "_close_reason",
@@ -173,8 +174,10 @@ class Upstream:
         self._share = traits.share
         self._scheduler = traits.share.scheduler
         self._reader = Watch(traits.share, sock.fileno(), READ, self._on_readable, is_target=True)
-        # Whether the decoder holds more than was dealt with in this turn; and whether the pool waits for that.
-        self._is_put_off = self._is_wanted = False
+        # Whether the decoder holds more than was dealt with in this turn, and `_go_on` is to be called.
+        self.is_put_off = self._goes_on = False
+        # Since when the pool waits until nothing is left to be read; 0: it does not.
+        self._wanted_since = 0.0
         self._writer: Watch | None = None
         self._unsent: bytes | memoryview = b""
         self._close_reason = ""
@@ -289,42 +292,55 @@ class Upstream:
 
     def _put_off(self) -> None:
         """Go on with what the decoder holds in the next turn of the loop, after others had their share of this one."""
-        self._is_put_off = True
+        self.is_put_off = True
         self.is_stale = _is_stale
         self._reader.stop()
-        self._reader.later(self._take_on)
+        self._go_on_later()
 
-    def _take_on(self) -> None:
+    def _go_on_later(self) -> None:
+        if not self._goes_on:
+            self._goes_on = True
+            self.later(self._go_on)
+
+    def later(self, step: Callable[[], None]) -> None:
+        """Call `step` in the next turn of the loop, in the share of the route."""
+        self._reader.later(step)
+
+    def _go_on(self) -> None:
+        self._goes_on = False
         if self.is_closed:
             return
-        self._is_put_off = False
-        self.is_stale = self._poll
-        if self._over is None:
-            self._reader.start()
-        if self.is_closing:
+        if self.is_put_off:
+            self.is_put_off = False
+            self.is_stale = self._poll
+            if self._over is None:
+                self._reader.start()
+            if not self.is_closing:
+                self._take()
+        if not self._wanted_since or self.is_put_off or self.is_closing:
             return
-        self._take()
-        if self._is_wanted and not self._is_put_off and not self.is_closing:
-            self._is_wanted = False
-            if self.is_stale():
-                self.close(ENDLESS)
-            else:
-                self._owner.freed(self)
+        if not self.is_stale():
+            self._wanted_since = 0.0
+            self._owner.freed(self)
+        elif monotonic() - self._wanted_since > ENDLESS_TIME:
+            self.close("the target does not stop sending what nobody asked for")
+        else:
+            self._go_on_later()  # the loop reads it meanwhile
 
     def catch_up(self) -> bool:
         """Read what has come to an idle connection and the loop has not seen; whether it may be used now.
 
-        If not, it has ended, and its owner knows; or more has come than fits in a slice, and `freed` is called later.
+        If not, it has ended, and its owner knows; or more comes than fits in a slice, and `freed` is called later.
         """
-        if not self._is_put_off:
+        if not self.is_put_off:
             self._on_readable()
         if self.is_closing:
             return False
-        if self._is_put_off:
-            self._is_wanted = True
-        elif self.is_stale():
-            self.close(ENDLESS)
-        return not (self._is_put_off or self.is_closing)
+        if not self.is_put_off and not self.is_stale():
+            return True
+        self._wanted_since = monotonic()
+        self._go_on_later()
+        return False
 
     def _take_unasked(self) -> bool:
         """Deal with what the decoder holds while nothing is in flight; whether the connection is sound still.
@@ -354,7 +370,7 @@ class Upstream:
             except Exception as error:  # a codec's own fault, of another package perhaps
                 self.close(f"the codec failed: {describe_fault(error)}")
                 return False
-            if decoder.has_surplus and not self._is_put_off:
+            if decoder.has_surplus and not self.is_put_off:
                 # Its rest would be taken for the beginning of the next answer.
                 self.close("half a message came that nobody asked for")
                 return False

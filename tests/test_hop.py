@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+import gevent
 import iso8583
 import pytest
 from iso8583.specs import default_ascii as SPEC
@@ -14,7 +15,7 @@ from tests.support.clients import Client
 from tests.support.framing import HTTP, ISO8583, LINE, MPU
 from tests.support.service import serving
 from tests.support.stream import Closed
-from tests.support.target import Target, answer, close, pause
+from tests.support.target import Target, answer, close, pause, send
 from tests.support.wait import wait_until
 
 POLLS = {ISO8583: b"\0\0", MPU: b"0000"}
@@ -246,6 +247,54 @@ def test_unsolicited_broadcast_faster_than_it_can_be_passed_on_is_dropped_and_wh
             numbers.append(int(line))
         assert 3 <= len(numbers) < 1000
         assert numbers == sorted(set(numbers))
+
+
+@each_mode
+def test_unsolicited_burst_while_a_request_comes_costs_no_connection(mode):
+    """What does not fit in a slice of the loop is put off, and more of it comes until then."""
+    notice = ISO8583.wrap(message("0620", f11="000001"))
+    with Scene(behaviour=(approve,), unsolicited="drop", **mode) as scene:
+        client = scene.client()
+        for _ in range(20):
+            scene.host.send(notice * 1000)
+            client.send(PURCHASE)
+            for _ in range(20):
+                gevent.sleep(0.0005)
+                scene.host.send(notice)
+            assert read(client.receive())["t"] == "0210"
+        assert scene.target.accepted == 1
+
+
+def test_unsolicited_flood_without_end_ends_the_connection_and_the_request_goes_on_another(monkeypatch):
+    monkeypatch.setattr("gmux.upstream.ENDLESS_TIME", 0.05)
+    with Scene(LINE, unsolicited="drop") as scene:
+        client = scene.client()
+        assert client.ask(b"first") == b"first"
+
+        def flood(host=scene.host):
+            with suppress(Closed):
+                while host.is_open:
+                    host.send(LINE.wrap(b"price 1") * 8000)
+
+        flooding = gevent.spawn(flood)
+        gevent.sleep(0.01)
+        assert client.ask(b"second") == b"second"
+        assert scene.target.accepted == 2
+        flooding.join()
+
+
+def test_unsolicited_banner_that_is_put_off_is_not_the_answer_to_the_greeting(tmp_path):
+    (tmp_path / "hello").write_bytes(b"login\n")
+
+    def behave(connection, request):
+        return (pause(0.2), send(b"welcome\n")) if request == b"login\n" else (answer,)
+
+    settings = {"unsolicited": "drop", "on_connect": str(tmp_path / "hello"), "connect_delay": "3ms"}
+    with ExitStack() as stack:
+        target = stack.enter_context(Target(behave, LINE, greeting=(send(b"banner\n" * 6000),)))
+        service = stack.enter_context(serving(target, **settings))
+        client = stack.enter_context(Client(service.address))
+        assert client.ask(b"mine") == b"mine"
 
 
 def test_unsolicited_half_a_message_by_order_ends_the_connection():

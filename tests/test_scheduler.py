@@ -10,7 +10,7 @@ from time import perf_counter
 import gevent
 import pytest
 
-from gmux.scheduler import READ, Scheduler, Share, Task, Watch
+from gmux.scheduler import MAX_STEPS, READ, USUAL_STEP, Scheduler, Share, Task, Watch
 from tests.support.wait import wait_until
 
 
@@ -140,6 +140,41 @@ def test_client_whose_steps_take_long_comes_after_those_whose_steps_are_short(sc
                 peer.other.send(b"x")
             wait_until(lambda: len(served) == 4)
         assert served == ([1, 2, 3, 0] if seconds else [0, 1, 2, 3])
+
+
+def test_connection_to_the_target_comes_first_also_when_its_steps_take_long(scheduler):
+    served: list[int] = []
+    with ExitStack() as stack:
+        share = Share(scheduler)
+        clients = [Peer(share, stack, number, served) for number in range(1, 4)]
+        target = Peer(share, stack, 0, served, 0.0005)
+        target.watch.close()
+        target.watch = Watch(share, target.mine.fileno(), READ, target.step, is_target=True)
+        stack.callback(target.watch.close)
+        target.watch.start()
+        for _ in range(5):
+            served.clear()
+            for peer in (*clients, target):
+                peer.other.send(b"x")
+            wait_until(lambda: len(served) == 4)
+            assert served == [0, 1, 2, 3]
+
+
+def test_client_during_whose_step_the_process_was_stopped_is_not_behind_for_long(scheduler):
+    served: list[int] = []
+    with ExitStack() as stack:
+        share = Share(scheduler)
+        unlucky = Peer(share, stack, 0, served, 0.5)
+        # More than fits in a slice each, and in each turn.
+        others = [Peer(share, stack, number, served, 0.0011) for number in range(1, 4)]
+        unlucky.other.send(b"x")
+        wait_until(lambda: served)
+        unlucky.seconds = 0.0
+        for other in others:
+            other.other.send(b"x" * 100)
+        unlucky.other.send(b"x")
+        wait_until(lambda: len(served) == 302)
+        assert served[1:].index(0) < MAX_STEPS * USUAL_STEP / 0.0011 * 4
 
 
 def test_step_that_fails_is_reported_and_not_called_again_and_the_others_are_served(scheduler, monkeypatch):

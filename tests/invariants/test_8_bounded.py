@@ -361,3 +361,21 @@ def test_abandoned_request_is_forgotten_when_its_answer_has_come():
             service.wait_clients(0)
         wait_until(lambda: service.is_whole)
         assert len(service.pool._discarding) == 0
+
+
+@pytest.mark.parametrize(
+    "data",
+    [MPU.wrap(b"") + MPU.wrap(b"x" * 5000) * 4, MPU.wrap(b"") + MPU.wrap(b"x" * 20_000)[:-1], MPU.wrap(b"") + b"00"],
+    ids=["requests", "half a request", "half a header"],
+)
+def test_client_that_is_gone_before_its_keepalive_is_answered_holds_nothing(data):
+    with Target(framing=MPU) as target, serving(target) as service:
+        service.wait_ready()
+        for _ in range(50):
+            client = Client(service.address, MPU)
+            client.send_raw(data)
+            client.reset()
+        service.wait_clients(0)
+        wait_until(lambda: service.held == 0, what="memory that is given back")
+        assert not service.route._clients.requesting
+        assert_goes_on(service, MPU)
