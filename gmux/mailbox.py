@@ -33,8 +33,7 @@ from gmux.errors import StartError
 from gmux.folder import TOUCH_INTERVAL, Folder
 from gmux.logs import LOGGER
 from gmux.ratelimit import LimitedWarnings
-
-READ = 1
+from gmux.scheduler import READ
 
 #: In each name: gmux of another form of messages does not find the mailbox, and does without.
 FORM = "m2"

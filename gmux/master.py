@@ -277,7 +277,7 @@ class Master(Arbiter):  # type: ignore[misc]
                 super().handle_hup()
             self._end_reload()
             if self._outdated is not None:
-                LOGGER.error("the reload is not complete: old workers go on; it is tried again")
+                LOGGER.error("the reload is not complete: old workers go on until it is")
         except ReloadCut:
             pass
         except Exception:  # no disk space left for the pid file, say

@@ -182,7 +182,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("worker_timeout", WORKER_TIMEOUT, "30s", "replace a worker that gives no sign of life", "Service"),
     Setting("graceful_timeout", POSITIVE_SECONDS, "30s", "time for requests under way after TERM", "Service"),
     Setting("memory_limit", MEMORY, "512M", "held in memory for all clients together", "Service"),
-    Setting("disk_limit", SIZE_OR_NONE, "4G", "in temporary files for all clients together", "Service"),
+    Setting("disk_limit", SIZE_OR_NONE, "4G", "in the temporary file of each worker", "Service"),
     Setting("spin", SPIN, default_spin, "poll, not sleep, while an answer may come; 0 saves CPU", "Service"),
     Setting("name", NAME, "gmux", "name of the service in the list of processes", "Process"),
     Setting("daemon", FLAG, "false", "run in the background", "Process", is_fixed=True),
