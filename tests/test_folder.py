@@ -411,7 +411,10 @@ class Removals:
             elif deed == 1:
                 slot_of(self.path).unlink()
             else:
-                self.dice.choice(sorted(self.path.iterdir())).unlink()
+                # None is there where all were removed in the last moment.
+                files = sorted(self.path.iterdir())
+                for file in self.dice.sample(files, min(1, len(files))):
+                    file.unlink()
 
     def connections(self, port: int) -> int:
         """Connections of the two services that the target has not seen the end of."""
