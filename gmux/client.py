@@ -291,7 +291,7 @@ class Client:
                 if events:
                     now = monotonic()
                     if events == 1:
-                        until = now + self._shared.share.scheduler.slice
+                        until = now + self._shared.share.scheduler.slice / 2  # the first one has had its part of it
                     elif now > until:
                         self._is_deferred = True
                         self._reader.later(self._advance_on)

@@ -19,6 +19,9 @@ from gmux.errors import Overloaded
 #: Seconds without accepting when descriptors or memory are short: the loop must not spin meanwhile.
 ACCEPT_PAUSE = 0.1
 
+#: Clients accepted in one turn of the loop, where nobody else wants a part of it; each takes about 0.1 ms.
+MAX_ACCEPT = 10
+
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 NO_DESCRIPTORS = "the last descriptors are for connections to the target (ulimit -n)"
@@ -32,9 +35,6 @@ def max_lingering(max_clients: int) -> int:
 class Listener(StreamServer):  # type: ignore[misc]
     """Takes clients from a listening socket, up to `max_clients`; the others are refused."""
 
-    #: Clients accepted in one turn of the loop; each takes about 0.1 ms.
-    max_accept = 10
-
     def __init__(
         self,
         sock: socket.socket,
@@ -42,13 +42,20 @@ class Listener(StreamServer):  # type: ignore[misc]
         max_clients: int,
         descriptors: Descriptors,
         log: logging.Logger,
+        has_others: bool = False,
     ) -> None:
-        super().__init__(sock, self._handle_client)
+        """`has_others`: there may be other workers, and one that takes all it finds would leave them none."""
         self._clients = clients
+        self._has_others = has_others
+        super().__init__(sock, self._handle_client)
         self._max_clients = max_clients
         self._descriptors = descriptors
         self._log = log
         self._numbers = itertools.count(1)
+
+    @property
+    def max_accept(self) -> int:
+        return 1 if self._has_others or self._clients.share.scheduler.is_shared else MAX_ACCEPT
 
     def do_read(self) -> tuple[socket.socket, Any] | None:
         """Accept one client as a plain socket: it has watchers of ours, so gevent's own socket would only cost."""

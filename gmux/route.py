@@ -107,10 +107,8 @@ class Route:
         if route_access is not None:
             self._clients.make_client = partial(RecordedClient, route_access)
         common.descriptors.reserve(self._pool.unmade)
-        self._listener = Listener(listening, self._clients, config.max_clients, common.descriptors, log)
-        if config.pool_size > 1:
-            # There may be other workers. One that takes all it finds would leave the others none.
-            self._listener.max_accept = 1
+        has_others = config.pool_size > 1
+        self._listener = Listener(listening, self._clients, config.max_clients, common.descriptors, log, has_others)
         self._succession = succession
         self._protocol = config.protocol
         self._log = log

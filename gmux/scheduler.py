@@ -27,7 +27,7 @@ READ, WRITE = 1, 2
 
 #: Seconds that a route may work in one turn of the loop while others work too. A request takes 20 to 40 us of gmux and
 #: two turns, so with much more than this a route that is flooded leaves the others less than half.
-SLICE = 0.00005
+SLICE = 0.00003
 
 #: The same while no other route does anything: the loop still has to come to timers, signals and new clients.
 LONE_SLICE = 0.001
@@ -171,6 +171,11 @@ class Scheduler:
         for watcher in (self._check, self._awake):
             watcher.stop()
             watcher.close()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several routes have work."""
+        return self.slice == SLICE
 
     def add(self, task: Task, step: Step) -> None:
         """See `Task.later`."""

@@ -87,7 +87,7 @@ class StrictUpstream(Upstream):
                 exchange.asker.deliver(exchange, part)
             now = monotonic()
             if not until:
-                until = now + self._scheduler.slice
+                until = now + self._scheduler.slice / 2  # the first one has had its part of it
             elif now > until and decoder.data and not self.is_closing:
                 self._put_off()
                 break

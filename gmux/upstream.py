@@ -360,7 +360,7 @@ class Upstream:
                         return False
                     now = monotonic()
                     if not until:
-                        until = now + self._scheduler.slice
+                        until = now + self._scheduler.slice / 2
                     elif now > until and decoder.data:
                         self._put_off()
                         break

@@ -16,7 +16,7 @@ from gmux.errors import FramingError, HeadTooLarge, MessageTooLarge
 LAST_CHUNK = b"0\r\n\r\n"
 
 #: Steps in one part: a small chunk takes one, any other three. Chunks of one byte would hold up the loop.
-MAX_STEPS = 32
+MAX_STEPS = 16
 
 #: A chunk's size line, extensions included. Nobody uses extensions; whoever sends long ones is up to no good.
 MAX_CHUNK_LINE = 256
