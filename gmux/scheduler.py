@@ -163,7 +163,7 @@ class Scheduler:
         # It runs in each turn, after all other events of that turn.
         self._check: Any = loop.check(ref=False, priority=loop.MINPRI)
         self._check.start(self._run)
-        # While it is on the loop does not sleep.
+        # It is on while there is work for the next turn, for which the loop must not sleep.
         self._awake: Any = loop.idle(ref=False)
         self._is_awake = False
 
@@ -184,41 +184,14 @@ class Scheduler:
 
     def _run(self) -> None:
         ready = self.ready
-        if not (ready or self.busy or self._later):
-            return
-        watches = ready.copy()
-        ready.clear()
-        if self.busy or self._later or (self.shares > 1 and len({watch.share for watch in watches}) > 1):
-            later, self._later = self._later, []
-            for watch in watches:
-                watch.queue()
-            for task, step in later:
-                task.share.add(task, step)
-            self._serve()
-        else:
-            watches = self._serve_alone(watches)
-            for watch in watches:
-                watch.queue()
-        if self.busy:
-            for watch in watches:
-                watch.carry()
-        if self.busy or self._later:
-            self._stay_awake()
-        elif self._is_awake:
-            self._is_awake = False
-            self._awake.stop()
-
-    def _serve_alone(self, watches: list[Watch]) -> list[Watch]:
-        """What `_serve` does where all are of one share, and none is left over: the hot path. Returns who is left."""
-        share = watches[0].share
-        self._meet(share)
-        number = len(watches)
-        now = end = 0.0
-        if number > 1:
-            watches.sort(key=PLACE)
-            now = monotonic()
-            end = now + self.slice
-        for watch in watches:
+        if self._is_awake:
+            self._share_out()
+        elif len(ready) == 1:
+            # Most turns are like this one, and each of them is on the way of a request.
+            watch = ready.pop()
+            share = watch.share
+            if share is not self._last:
+                self._meet(share)
             if not watch.is_target:
                 share.served += 1
                 watch.place = share.served
@@ -227,15 +200,59 @@ class Scheduler:
                     watch.step()
                 except Exception:
                     self._failed(watch, watch.step)
-            number -= 1
-            if not number:
-                break
+        elif ready:
+            if self.shares == 1 or len({watch.share for watch in ready}) == 1:
+                self._serve_alone()
+            else:
+                self._share_out()
+
+    def _serve_alone(self) -> None:
+        """The same as `_share_out` where all is of one share and nothing is left over: this is on the hot path, too."""
+        watches = sorted(self.ready, key=PLACE)
+        self.ready.clear()
+        share = watches[0].share
+        if share is not self._last:
+            self._meet(share)
+        now = monotonic()
+        end = now + self.slice
+        for number, watch in enumerate(watches, 1):
+            is_client = not watch.is_target
+            if is_client:
+                share.served += 1
+                watch.place = share.served
+            if watch.is_on:
+                try:
+                    watch.step()
+                except Exception:
+                    self._failed(watch, watch.step)
             before, now = now, monotonic()
-            if now - before > LONG_STEP and not watch.is_target:
+            if is_client and now - before > LONG_STEP:
                 watch.place += steps_of(now - before)
             if now >= end:
-                return watches[-number:]
-        return []
+                for left in watches[number:]:
+                    left.queue()
+                    left.carry()
+                break
+        if self.busy:
+            self._stay_awake()
+
+    def _share_out(self) -> None:
+        """A turn with work of several shares, or left over from the last one."""
+        watches = self.ready.copy()
+        self.ready.clear()
+        for watch in watches:
+            watch.queue()
+        later, self._later = self._later, []
+        for task, step in later:
+            task.share.add(task, step)
+        self._serve()
+        for watch in watches:
+            watch.carry()
+        if self.busy or self._later:
+            self._stay_awake()
+        elif self._is_awake:
+            self._is_awake = False
+            self._awake.stop()
 
     def _serve(self) -> None:
         """Give each share that has work one slice; each serves one of its clients at least."""
