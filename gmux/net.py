@@ -290,6 +290,12 @@ def open_stream(descriptor: int, *families: socket.AddressFamily) -> socket.sock
     return None
 
 
+def local_port(sock: socket.socket) -> int:
+    """The port of its own side, which a listener and the connections to it have in common; 0 for a Unix socket."""
+    name = sock.getsockname()
+    return 0 if isinstance(name, str) else int(name[1])
+
+
 def leads_to(sock: socket.socket, address: Address) -> bool:
     """Whether a connection is one to `address`, as far as its own names tell. Raises OSError when it has ended."""
     name = sock.getpeername()

@@ -25,6 +25,7 @@ class Succession:
         """Raises StartError."""
         self._mailbox = Mailbox(folder, f"listener-{os.fstat(listening.fileno()).st_ino}", owner)
         self._family = listening.family
+        self._port = net.local_port(listening)
 
     def close_copy(self) -> None:
         """Let go of it behind a fork: it is the worker's."""
@@ -60,7 +61,7 @@ class Succession:
 
     def _received(self, message: Message, descriptors: list[int]) -> None:
         match message, descriptors:
-            case {"protocol": str(protocol)}, [descriptor] if sock := net.open_stream(descriptor, self._family):
+            case {"protocol": str(protocol)}, [descriptor] if sock := self._open(descriptor):
                 if protocol == self._protocol:
                     self._adopt(sock)
                 else:
@@ -69,3 +70,12 @@ class Succession:
                     sock.close()
             case _:
                 self._mailbox.reject(descriptors, "no client of this listener came with it")
+
+    def _open(self, descriptor: int) -> socket.socket | None:
+        """The client that a descriptor of another process is; None: it is something else, and stays open."""
+        sock = net.open_stream(descriptor, self._family)
+        if sock is not None and net.local_port(sock) != self._port:
+            # Not a connection to this listener: that of a target, say.
+            sock.detach()
+            return None
+        return sock

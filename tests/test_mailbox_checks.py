@@ -199,7 +199,7 @@ def test_warnings_of_messages_are_limited(stranger, caplog):
     assert sum(DROPPED in line for line in caplog.messages) < 100
 
 
-@pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.parametrize("make", [*FOREIGN.values(), connected], ids=[*FOREIGN, "elsewhere"])
 def test_what_is_no_client_of_the_listener_is_not_served(make, stranger, caplog):
     with all_closed(), ExitStack() as stack:
         stranger.say(stranger.clients_mailbox, {"protocol": "echo"}, make(stack))
