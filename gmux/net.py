@@ -293,7 +293,8 @@ def open_stream(descriptor: int, *families: socket.AddressFamily) -> socket.sock
 def local_port(sock: socket.socket) -> int:
     """The port of its own side, which a listener and the connections to it have in common; 0 for a Unix socket."""
     name = sock.getsockname()
-    return 0 if isinstance(name, str) else int(name[1])
+    # A Unix socket has a path, or the bytes of an abstract name, which may be a single one.
+    return int(name[1]) if isinstance(name, tuple) else 0
 
 
 def leads_to(sock: socket.socket, address: Address) -> bool:

@@ -313,6 +313,14 @@ def test_connection_leads_to_its_own_address_alone(host, port, expected):
             assert not net.leads_to(sock, "/a/socket")
 
 
+def test_unix_socket_of_any_name_has_no_port(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a test is too long for the name of a socket
+    for name in ("path", b"\0", b"\0abstract"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(name)
+            assert net.local_port(sock) == 0
+
+
 def ask(stranger: Stranger, **changes: object) -> dict[str, object]:
     """One that is remembered, with something changed."""
     peer = f"{stranger.files.name}.{FORM}.01234567"
