@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from time import monotonic
 from typing import Protocol
 
 from gmux.ratelimit import LimitedWarnings
@@ -53,13 +52,12 @@ class Broadcast(Task):
         self._go_on()
 
     def _go_on(self) -> None:
-        until = monotonic() + self.share.scheduler.slice
         while self._waiting:
             message = self._waiting[0]
             assert self._rest is not None
             for receiver in self._rest:
                 receiver.tell(message)
-                if monotonic() > until:
+                if self.share.scheduler.is_step_over():
                     self.later(self._go_on)
                     return
             self._waiting.popleft()

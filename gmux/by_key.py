@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Hashable
-from time import monotonic
 from typing import Protocol, cast
 
 from gmux.codecs.base import AnswerDecoder, KeyedPart, KeyedRequest, Part, Unsolicited
@@ -124,15 +123,10 @@ class KeyedUpstream(PipelinedUpstream):
     def _collect(self, parts: list[tuple[Exchange, Part]]) -> str:
         decoder = self._decoder
         owner = self._owner
-        until = 0.0
         while True:
-            if decoder.data:
-                now = monotonic()
-                if not until:
-                    until = now + self._scheduler.slice / 2  # to deliver them takes as long
-                elif now > until:
-                    self._put_off()
-                    return ""
+            if decoder.data and self._scheduler.is_step_over():
+                self._put_off()
+                return ""
             part = cast("KeyedPart | Unsolicited | None", decoder.next_event())
             if part is None:
                 return ""

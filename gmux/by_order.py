@@ -134,15 +134,10 @@ class OrderedUpstream(PipelinedUpstream):
             self._take_unasked()
             return ""
         exchange = in_flight[0]
-        until = 0.0
         while True:
-            if decoder.data:
-                now = monotonic()
-                if not until:
-                    until = now + self._scheduler.slice / 2  # to deliver them takes as long
-                elif now > until:
-                    self._put_off()
-                    break
+            if decoder.data and self._scheduler.is_step_over():
+                self._put_off()
+                break
             part = decoder.next_event()
             if part is None:
                 break

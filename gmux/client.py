@@ -284,19 +284,15 @@ class Client:
         if self._is_advancing or self._is_deferred:
             return  # a refusal came back at once: the loop below goes on
         self._is_advancing = True
-        events = 0
-        until = 0.0
+        has_begun = False
+        scheduler = self._reader.share.scheduler
         try:
             while self._exchange is None and self._outbox is None and self._is_open:
-                if events:
-                    now = monotonic()
-                    if events == 1:
-                        until = now + self._shared.share.scheduler.slice / 2  # the first one has had its part of it
-                    elif now > until:
-                        self._is_deferred = True
-                        self._reader.later(self._advance_on)
-                        break
-                events += 1
+                if has_begun and scheduler.is_step_over():
+                    self._is_deferred = True
+                    self._reader.later(self._advance_on)
+                    break
+                has_begun = True
                 event = self._decoder.next_event()
                 if event is None:
                     self._await_more()

@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 
 from gevent import get_hub
 
-T = TypeVar("T")
+from gmux.scheduler import LONE_SLICE
 
-#: Seconds of work in one turn of the loop, after which the rest of what has expired waits for the next turn.
-SLICE = 0.001
+T = TypeVar("T")
 
 
 class Deadlines(OrderedDict[T, float]):
@@ -78,7 +77,7 @@ class Deadlines(OrderedDict[T, float]):
     def _on_timer(self) -> None:
         # The timer is left running when things are discarded; here it finds out what is left to wait for.
         self._timer = None
-        end = monotonic() + SLICE
+        end = monotonic() + LONE_SLICE
         try:
             while self and self._wait() <= 0:
                 self._expired(self.pop_first())

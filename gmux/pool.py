@@ -6,7 +6,7 @@ made yet, so a request that gets a permit goes out at once or has a connection m
 first come, first served. A connection that becomes free passes its permit on to the first in line; it is given back
 only when nobody waits.
 
-Nothing here switches greenlets, but for `_connect`, which runs in a greenlet of its own, and `stop`.
+Nothing here switches greenlets, except `_connect`, which runs in a greenlet of its own, and `stop`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from gevent.lock import BoundedSemaphore
 from gmux import net
 from gmux.access import RouteAccess
 from gmux.codecs.base import NO_LIMIT, Codec, Part, Request, Unsolicited
-from gmux.deadlines import SLICE, Deadlines
+from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout, ConnectError, ExchangeError, Overloaded, QueueTimeout, Stopped, UpstreamClosed
 from gmux.exchange import Asker, Exchange
 from gmux.net import RESET_PATIENCE
 from gmux.private import PrivateConnections
 from gmux.ratelimit import LimitedWarnings
-from gmux.scheduler import Share
+from gmux.scheduler import LONE_SLICE, Share
 from gmux.slots import Ask, Grant, Slot, Slots, State, release_after_reset
 from gmux.spinner import Spinner
 from gmux.strict import StrictUpstream
@@ -420,7 +420,7 @@ class Pool:
 
     def _refuse_all(self) -> None:
         """Fail those who wait while the target is known to be down; thousands of them over several turns."""
-        end = monotonic() + SLICE
+        end = monotonic() + LONE_SLICE
         while self._waiting and self._is_down and not self._is_stopping:
             exchange = self._waiting.pop_first()
             exchange.asker.fail(exchange, self._last_error)

@@ -47,11 +47,6 @@ Step = Callable[[], object]
 PLACE = attrgetter("place")
 
 
-def steps_of(seconds: float) -> int:
-    """For how many a step that took so long counts besides itself."""
-    return min(int(seconds / USUAL_STEP), MAX_STEPS)
-
-
 class Task:
     """Something of a route that has work to do, again and again: a client or a connection to the target."""
 
@@ -66,6 +61,11 @@ class Task:
     def later(self, step: Step) -> None:
         """Call `step` in the next turn of the loop; it cannot be called back. It may switch greenlets."""
         self.share.scheduler.add(self, step)
+
+    def charge(self, seconds: float) -> None:
+        """Its last step took so long: a client comes later the next time."""
+        if not self.is_target:
+            self.place += min(int(seconds / USUAL_STEP), MAX_STEPS)
 
 
 class Watch(Task):
@@ -152,8 +152,10 @@ class Scheduler:
         self.ready: list[Watch] = []
         #: Shares with work left over, in the order in which they got it.
         self.busy: dict[Share, None] = {}
-        #: Seconds that one step may take that could go on.
+        #: Seconds that a route may work in a turn.
         self.slice = LONE_SLICE
+        # When the step is to end that is under way; 0: it has not asked yet.
+        self._until = 0.0
         self.shares = 0
         self._later: list[tuple[Task, Step]] = []
         # Who worked last, and until when others count as working too.
@@ -177,6 +179,15 @@ class Scheduler:
         """Whether several routes have work."""
         return self.slice == SLICE
 
+    def is_step_over(self) -> bool:
+        """Whether a step that could go on has had its time, which runs from its first call. It calls `later` then."""
+        now = monotonic()
+        if not self._until:
+            # Half: what it did before it asked, and what it does with the last piece, take about as long.
+            self._until = now + self.slice / 2
+            return False
+        return now > self._until
+
     def add(self, task: Task, step: Step) -> None:
         """See `Task.later`."""
         self._later.append((task, step))
@@ -189,17 +200,9 @@ class Scheduler:
         elif len(ready) == 1:
             # Most turns are like this one, and each of them is on the way of a request.
             watch = ready.pop()
-            share = watch.share
-            if share is not self._last:
-                self._meet(share)
-            if not watch.is_target:
-                share.served += 1
-                watch.place = share.served
+            self._meet(watch.share)
             if watch.is_on:
-                try:
-                    watch.step()
-                except Exception:
-                    self._failed(watch, watch.step)
+                self._call(watch, watch.step)
         elif ready:
             if self.shares == 1 or len({watch.share for watch in ready}) == 1:
                 self._serve_alone()
@@ -210,24 +213,15 @@ class Scheduler:
         """The same as `_share_out` where all is of one share and nothing is left over: this is on the hot path, too."""
         watches = sorted(self.ready, key=PLACE)
         self.ready.clear()
-        share = watches[0].share
-        if share is not self._last:
-            self._meet(share)
+        self._meet(watches[0].share)
         now = monotonic()
         end = now + self.slice
         for number, watch in enumerate(watches, 1):
-            is_client = not watch.is_target
-            if is_client:
-                share.served += 1
-                watch.place = share.served
             if watch.is_on:
-                try:
-                    watch.step()
-                except Exception:
-                    self._failed(watch, watch.step)
+                self._call(watch, watch.step)
             before, now = now, monotonic()
-            if is_client and now - before > LONG_STEP:
-                watch.place += steps_of(now - before)
+            if now - before > LONG_STEP:
+                watch.charge(now - before)
             if now >= end:
                 for left in watches[number:]:
                     left.queue()
@@ -273,12 +267,11 @@ class Scheduler:
                     break
             while clients:
                 _, _, task, step = heappop(clients)
-                task.place = share.next_place()
                 before = now
                 self._call(task, step)
                 now = monotonic()
                 if now - before > LONG_STEP:
-                    task.place += steps_of(now - before)
+                    task.charge(now - before)
                 if now >= end:
                     break
             if not (targets or clients):
@@ -293,10 +286,15 @@ class Scheduler:
             self._last = share
 
     def _call(self, task: Task, step: Step) -> None:
+        if not task.is_target:
+            share = task.share
+            share.served += 1
+            task.place = share.served
         try:
             step()
         except Exception:
             self._failed(task, step)
+        self._until = 0.0
 
     def _failed(self, task: Task, step: Step) -> None:
         """A fault of gmux. As it would come again at once, what has it is not served any more."""

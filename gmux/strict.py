@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from time import monotonic
 
 from gmux import net
 from gmux.codecs.base import AnswerDecoder, Part, PrivatePart, Unsolicited
@@ -69,7 +68,6 @@ class StrictUpstream(Upstream):
 
     def _pass_on(self, exchange: Exchange, decoder: AnswerDecoder) -> None:
         """Hand every part of the answer that is there to the asker. Raises BadAnswer."""
-        until = 0.0
         part = decoder.next_event()
         while part is not None:
             if not part.last and isinstance(part, Unsolicited):
@@ -85,10 +83,7 @@ class StrictUpstream(Upstream):
                 if part.data:
                     self._owner.sent(self)
                 exchange.asker.deliver(exchange, part)
-            now = monotonic()
-            if not until:
-                until = now + self._scheduler.slice / 2  # the first one has had its part of it
-            elif now > until and decoder.data and not self.is_closing:
+            if decoder.data and not self.is_closing and self._scheduler.is_step_over():
                 self._put_off()
                 break
             part = decoder.next_event()

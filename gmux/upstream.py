@@ -133,7 +133,6 @@ class Upstream:
         "_decoder",
         "_kick",
         "_reader",
-        "_share",
         "_scheduler",
         "_poll",
         "is_put_off",
@@ -171,7 +170,6 @@ class Upstream:
         # slot is free already: the target would see this connection and its successor. (Of a Unix socket it holds
         # nothing back: all that it took is with the target.)
         net.prepare_reset(sock)
-        self._share = traits.share
         self._scheduler = traits.share.scheduler
         self._reader = Watch(traits.share, sock.fileno(), READ, self._on_readable, is_target=True)
         # Whether the decoder holds more than was dealt with in this turn, and `_go_on` is to be called.
@@ -348,7 +346,6 @@ class Upstream:
         What does not fit in a slice is put off, and the connection counts as stale until then.
         """
         decoder = self._decoder
-        until = 0.0
         if decoder.has_surplus:
             if not self.hears:
                 self.close(f"{len(decoder.data)} bytes came that nobody asked for")
@@ -358,10 +355,7 @@ class Upstream:
                     if reason := self._owner.unsolicited(self, part):
                         self.close(reason)
                         return False
-                    now = monotonic()
-                    if not until:
-                        until = now + self._scheduler.slice / 2
-                    elif now > until and decoder.data:
+                    if decoder.data and self._scheduler.is_step_over():
                         self._put_off()
                         break
             except BadAnswer as error:
@@ -428,7 +422,7 @@ class Upstream:
     def _write_on(self, unsent: bytes | memoryview) -> None:
         """Go on with `unsent`, and with `_next_data`, when the socket takes more."""
         self._unsent = unsent
-        self._writer = Watch(self._share, self._sock.fileno(), WRITE, self._on_writable, is_target=True)
+        self._writer = Watch(self._reader.share, self._sock.fileno(), WRITE, self._on_writable, is_target=True)
         self._writer.start()
 
     def _on_writable(self) -> None:

@@ -38,11 +38,11 @@ LAYERS = [
     ["gmux.logfile"],
     ["gmux.logs"],
     [
+        "gmux.scheduler",
         "gmux.deadlines",
         "gmux.descriptors",
         "gmux.spinner",
         "gmux.disk",
-        "gmux.scheduler",
         "gmux.ends",
         "gmux.memory",
         "gmux.spool",
