@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Hashable
 from typing import cast
 
 import gevent
 
-from gmux.access import RouteAccess
 from gmux.by_key import KeyedUpstream
-from gmux.codecs.base import Codec, KeyedRequest
+from gmux.codecs.base import KeyedRequest
 from gmux.exchange import Exchange
 from gmux.keyed_line import KeyedLine
 from gmux.pipelined import PipelinedUpstream
 from gmux.pipelined_pool import PipelinedPool
-from gmux.pool import PoolSettings
-from gmux.scheduler import Share
-from gmux.slots import Slots
-from gmux.spinner import Spinner
-from gmux.trace import Trace
+from gmux.pool import PoolParts, PoolSettings
 from gmux.upstream import Upstream
 
 
 class KeyedPool(PipelinedPool):
     _waiting: KeyedLine
 
-    def __init__(
-        self,
-        settings: PoolSettings,
-        codec: Codec,
-        slots: Slots,
-        share: Share,
-        spinner: Spinner,
-        log: logging.Logger,
-        trace: Trace | None,
-        access: RouteAccess | None,
-    ) -> None:
-        super().__init__(settings, codec, slots, share, spinner, log, trace, access)
+    def __init__(self, settings: PoolSettings, parts: PoolParts) -> None:
+        super().__init__(settings, parts)
         # Connections on which a key became free that a request waits for.
         self._unblocked: set[KeyedUpstream] = set()
         self.answered = self._answered

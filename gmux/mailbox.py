@@ -31,7 +31,6 @@ from gevent import get_hub
 from gmux import net
 from gmux.errors import StartError
 from gmux.folder import TOUCH_INTERVAL, Folder
-from gmux.logs import LOGGER
 from gmux.ratelimit import LimitedWarnings
 from gmux.scheduler import READ
 
@@ -96,7 +95,7 @@ class Mailbox:
             sock.close()
             raise
 
-    def open(self, received: Received, log: logging.Logger = LOGGER) -> None:
+    def open(self, received: Received, log: logging.Logger) -> None:
         """Call `received` from the loop for each message, whose descriptors are its own then; it must not switch."""
         self._received = received
         self._warn = LimitedWarnings(log)

@@ -9,7 +9,6 @@ first connection that is free and comes when the licence is due serves the probe
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
 from collections.abc import Callable
@@ -18,21 +17,16 @@ from typing import cast
 
 import gevent
 
-from gmux.access import RouteAccess
 from gmux.by_load import ByLoad
 from gmux.by_order import OrderedUpstream
-from gmux.codecs.base import Codec, Probe
+from gmux.codecs.base import Probe
 from gmux.deadlines import Deadlines
 from gmux.errors import AnswerTimeout
 from gmux.exchange import Exchange
 from gmux.licence import Licence
 from gmux.pipelined import PipelinedUpstream
-from gmux.pool import Pool, PoolSettings
+from gmux.pool import Pool, PoolParts, PoolSettings
 from gmux.prober import Prober
-from gmux.scheduler import Share
-from gmux.slots import Slots
-from gmux.spinner import Spinner
-from gmux.trace import Trace
 from gmux.upstream import Upstream
 
 #: Seconds for which a request waits for a connection that is made for it, before it shares one that has room.
@@ -40,18 +34,8 @@ CONNECT_PATIENCE = 0.1
 
 
 class PipelinedPool(Pool):
-    def __init__(
-        self,
-        settings: PoolSettings,
-        codec: Codec,
-        slots: Slots,
-        share: Share,
-        spinner: Spinner,
-        log: logging.Logger,
-        trace: Trace | None,
-        access: RouteAccess | None,
-    ) -> None:
-        super().__init__(settings, codec, slots, share, spinner, log, trace, access)
+    def __init__(self, settings: PoolSettings, parts: PoolParts) -> None:
+        super().__init__(settings, parts)
         self._awaiting: Deadlines[Exchange] = Deadlines(settings.timeout, self._await_timed_out)
         self._by_load = ByLoad(settings.pipeline, self._may_fit_others)
         # A pool of one connection needs no order of them.
@@ -60,7 +44,7 @@ class PipelinedPool(Pool):
         self._lending: PipelinedUpstream | None = None
         self._has_probe = self._make_probe() is not None
         self.licence = Licence(not self._has_probe)
-        self._prober = Prober(self._make_probe, self.licence, log, self._probed)
+        self._prober = Prober(self._make_probe, self.licence, parts.log, self._probed)
         self.asked = self._awaiting.add
         self.answered: Callable[[Exchange], None] = self._awaiting.discard
 

@@ -83,6 +83,19 @@ class PoolSettings:
     private_timeout: float = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class PoolParts:
+    """What a pool works with. `trace` and `access` are there when they are asked for."""
+
+    codec: Codec
+    slots: Slots
+    share: Share
+    spinner: Spinner
+    log: logging.Logger
+    trace: Trace | None = None
+    access: RouteAccess | None = None
+
+
 #: Seconds without use after which another process's need of an idle connection goes before one's own.
 SPARE_TIME = 0.05
 
@@ -110,27 +123,19 @@ class OwnAsker:
 class Pool:
     """One target's upstream connections. Made by the route, which calls `start` and `stop`."""
 
-    def __init__(
-        self,
-        settings: PoolSettings,
-        codec: Codec,
-        slots: Slots,
-        share: Share,
-        spinner: Spinner,
-        log: logging.Logger,
-        trace: Trace | None,
-        access: RouteAccess | None,
-    ) -> None:
+    def __init__(self, settings: PoolSettings, parts: PoolParts) -> None:
         self._settings = settings
-        self._codec = codec
-        self._slots = slots
-        self._kick: Callable[[], None] = spinner.kick
-        self._log = log
-        self.warn = LimitedWarnings(log)
-        self._trace = trace
-        self._access = access
-        is_verbose = trace is not None or access is not None
-        self._traits = Traits(share, spinner.kick, is_verbose, settings.hears, settings.pipeline, settings.late_window)
+        self._codec = parts.codec
+        self._slots = parts.slots
+        self._kick: Callable[[], None] = parts.spinner.kick
+        self._log = parts.log
+        self.warn = LimitedWarnings(parts.log)
+        self._trace = parts.trace
+        self._access = parts.access
+        is_verbose = parts.trace is not None or parts.access is not None
+        self._traits = Traits(
+            parts.share, parts.spinner.kick, is_verbose, settings.hears, settings.pipeline, settings.late_window
+        )
         self._permits = BoundedSemaphore(settings.size)
         # The one that was used last stands last.
         self._idle: dict[Upstream, None] = {}
@@ -154,7 +159,7 @@ class Pool:
             settings.queue_timeout,
             self._queue_timed_out,
             self.repeat,
-            log,
+            parts.log,
             self.warn,
         )
         self._ties = self._private.ties

@@ -21,7 +21,7 @@ from gmux.listener import Listener
 from gmux.memory import Memory
 from gmux.net import Address
 from gmux.pipelined_pool import PipelinedPool
-from gmux.pool import CLOSE, Pool, PoolSettings
+from gmux.pool import CLOSE, Pool, PoolParts, PoolSettings
 from gmux.recorded_client import RecordedClient
 from gmux.scheduler import Scheduler, Share
 from gmux.slots import Slots
@@ -101,7 +101,8 @@ class Route:
         pool_class = KeyedPool if codec.correlation == "key" else PipelinedPool if config.pipeline > 1 else Pool
         route_access = access.of_route(config.name) if access else None
         share = Share(common.scheduler)
-        self._pool = pool_class(pool_settings, codec, slots, share, common.spinner, log, trace, route_access)
+        parts = PoolParts(codec, slots, share, common.spinner, log, trace, route_access)
+        self._pool = pool_class(pool_settings, parts)
         self._clients = Clients(client_settings, codec, self._pool, common.memory, common.disk, common.ends, share, log)
         self._pool.broadcast = self._clients.broadcast
         if route_access is not None:

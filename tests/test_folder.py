@@ -79,7 +79,7 @@ def test_folder_that_a_cleaner_has_locked_is_used_and_locked_when_that_is_done(p
     fcntl.flock(cleaner, fcntl.LOCK_EX)
     folder = Folder(path)
     box = Mailbox(folder, "subject")
-    box.open(lambda message, descriptors: None)
+    box.open(lambda message, descriptors: None, LOG)
     os.close(cleaner)
     wait_until(lambda: is_locked(path))
     box.close()
@@ -182,7 +182,7 @@ def test_same_warning_is_said_again_after_a_while(folder, caplog, monkeypatch):
 def test_nothing_is_looked_at_when_nobody_asks_for_it(folder):
     box = Mailbox(folder, "subject")
     assert folder._timer is None
-    box.open(lambda message, descriptors: None)
+    box.open(lambda message, descriptors: None, LOG)
     assert folder._timer is not None
     box.close()
     assert folder._timer is None
@@ -194,7 +194,7 @@ def test_nothing_is_looked_at_when_nobody_asks_for_it(folder):
 def test_mailbox_that_was_removed_is_there_again_and_nothing_sent_is_lost(path, folder, caplog):
     got: list[dict] = []
     one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
-    two.open(lambda message, descriptors: got.append(message))
+    two.open(lambda message, descriptors: got.append(message), LOG)
     assert one.send(two.name, {"n": 1}) is Sent.DONE
     (path / two.name).unlink()
     two._look()
@@ -211,7 +211,7 @@ def test_mailbox_that_was_removed_is_there_again_and_nothing_sent_is_lost(path, 
 
 def test_mailbox_is_looked_at_each_second(path, folder):
     box = Mailbox(folder, "subject")
-    box.open(lambda message, descriptors: None)
+    box.open(lambda message, descriptors: None, LOG)
     (path / box.name).unlink()
     wait_until(lambda: (path / box.name).exists())
     box.close()
@@ -221,8 +221,8 @@ def test_mailbox_is_looked_at_each_second(path, folder):
 def test_mailbox_that_is_left_is_not_made_again(path, folder, end, caplog):
     box, other = Mailbox(folder, "subject"), Mailbox(folder, "other")
     looks: list[float] = []
-    other.open(lambda message, descriptors: None)
-    box.open(lambda message, descriptors: None)
+    other.open(lambda message, descriptors: None, LOG)
+    box.open(lambda message, descriptors: None, LOG)
     getattr(box, end)()
     folder.watch(lambda: looks.append(monotonic()))
     wait_until(lambda: looks)
@@ -237,7 +237,7 @@ def test_mailbox_that_is_left_is_not_made_again(path, folder, end, caplog):
 def test_mailbox_that_cannot_be_made_again_goes_on_with_what_it_has(path, folder, caplog):
     got: list[dict] = []
     one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
-    two.open(lambda message, descriptors: got.append(message))
+    two.open(lambda message, descriptors: got.append(message), LOG)
     (path / two.name).unlink()
     (path / two.name).mkdir()  # in its way
     two._look()
@@ -254,7 +254,7 @@ def test_mailbox_that_cannot_be_made_again_goes_on_with_what_it_has(path, folder
 
 def test_mailbox_does_not_age(path, folder, monkeypatch):
     box = Mailbox(folder, "subject")
-    box.open(lambda message, descriptors: None)
+    box.open(lambda message, descriptors: None, LOG)
     os.utime(path / box.name, (0, 0))
     box._look()
     assert (path / box.name).stat().st_mtime == 0  # not each time

@@ -17,7 +17,7 @@ from gmux.mailbox import Mailbox, Sent, sweep
 from tests.invariants.conftest import _guarded as _guarded
 from tests.support.clients import Client, tagged
 from tests.support.framing import HTTP
-from tests.support.service import Shared, serving
+from tests.support.service import LOG, Shared, serving
 from tests.support.target import Target, answer, hold
 from tests.support.wait import wait_until
 
@@ -226,7 +226,7 @@ def test_successor_that_is_slow_to_begin_gets_all_clients(shared):
         taken: list[int] = []
         stayed = next(iter(pair.old.clients))
         assert stayed.is_idle
-        slow.open(lambda message, descriptors: taken.extend(descriptors))
+        slow.open(lambda message, descriptors: taken.extend(descriptors), LOG)
         assert draining.get() is True
         wait_until(lambda: len(taken) == 200)
         slow.close()
@@ -264,7 +264,7 @@ def test_message_and_descriptors_arrive(tmp_path, folder):
     got: list = []
     one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
     other = Mailbox(folder, "other")
-    two.open(lambda message, descriptors: got.append((message, descriptors)))
+    two.open(lambda message, descriptors: got.append((message, descriptors)), LOG)
     assert one.peers() == [two.name]
     left, right = socket.socketpair()
     assert one.send(two.name, {"a": 1}, [right.fileno()]) is Sent.DONE
@@ -287,7 +287,7 @@ def test_mailbox_that_is_full_takes_no_more_until_it_is_read(folder):
     while one.send(two.name, {"n": sent}) is Sent.DONE:
         sent += 1
     got: list[int] = []
-    two.open(lambda message, descriptors: got.append(message["n"]))
+    two.open(lambda message, descriptors: got.append(message["n"]), LOG)
     wait_until(lambda: got == list(range(sent)))
     assert one.send(two.name, {"n": sent}) is Sent.DONE
     one.close()
@@ -310,7 +310,7 @@ def test_mailbox_of_a_process_that_was_killed_is_removed_by_who_finds_it(tmp_pat
 def test_mailbox_that_is_left_has_given_all_that_was_sent(folder):
     one, two = Mailbox(folder, "subject"), Mailbox(folder, "subject")
     got: list = []
-    two.open(lambda message, descriptors: got.append(message))
+    two.open(lambda message, descriptors: got.append(message), LOG)
     assert one.send(two.name, {"n": 1}) is Sent.DONE
     two.leave()
     assert got == [{"n": 1}]
@@ -371,7 +371,7 @@ def test_messages_beyond_one_turn_of_the_loop_are_taken_in_the_next(folder, monk
     for n in range(5):
         assert one.send(two.name, {"n": n}) is Sent.DONE
     got: list = []
-    two.open(lambda message, descriptors: got.append(message["n"]))
+    two.open(lambda message, descriptors: got.append(message["n"]), LOG)
     wait_until(lambda: got == [0, 1, 2, 3, 4])
     one.close()
     two.close()

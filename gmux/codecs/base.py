@@ -158,7 +158,10 @@ class Unsolicited(Part):
 
 
 class RequestDecoder(Protocol):
-    """Frames what one client sends. The caller may set `data` to what was read, where it is empty."""
+    """Frames what one client sends.
+
+    The caller may set `data` to what was read, where it is empty; and to nothing, when it will ask for no more events.
+    """
 
     #: Empty exactly when no bytes are held that no event has taken.
     data: bytes | bytearray
