@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
@@ -319,11 +319,22 @@ class Server:
         ended: set[int] = set()
         end = monotonic() + PATIENCE
         while not self._reading.ready() and monotonic() < end:
-            for master in set(self.upgrades()) - ended:
+            for master in {*self.upgrades(), *self._masters()} - ended:
                 ended.add(master)
-                os.kill(master, signal.SIGTERM)
+                with suppress(ProcessLookupError):
+                    os.kill(master, signal.SIGTERM)
             self._reading.join(0.05)
         return self._process.returncode
+
+    def _masters(self) -> list[int]:
+        """Those that have the standard error of this one: a quiet one says nothing of its upgrade."""
+        pipe = os.readlink(f"/proc/self/fd/{self._process.stderr.fileno()}")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # of another user, or gone
+                if os.readlink(process / "fd/2") == pipe and title(int(process.name)).startswith("gmux: master"):
+                    found.append(int(process.name))
+        return found
 
     def _read(self) -> None:
         for line in self._process.stderr:
